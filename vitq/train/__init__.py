@@ -1,0 +1,16 @@
+"""Quantization-aware training: one loop, remedies as callbacks, checkpoints that resume bit for bit."""
+
+import importlib
+
+_HOME = {
+    "Callback": "callbacks", "TrainState": "callbacks", "cosine_schedule": "schedules",
+    "TrainConfig": "config", "RunConfig": "run_config", "fit": "loop", "TrainResult": "loop",
+    "evaluate": "evaluation", "Distillation": "losses", "cross_entropy": "losses", "run": "run",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
