@@ -41,7 +41,7 @@ class Callback:
         """Once, the model being on its device; on resume before `load_state_dict`."""
 
     def loss(self, state: TrainState) -> Tensor | None:
-        """Extra loss term (scalar tensor), added to the task loss of each micro-batch; None for none."""
+        """Extra loss term (scalar tensor, a function of the parameters) once per optimizer step; None for none."""
 
     def after_backward(self, state: TrainState) -> None:
         """Once per optimizer step: gradients complete, averaged over ranks, not yet clipped."""

@@ -10,8 +10,8 @@ def cosine_schedule(step: float, total: float, start: float, end: float, begin_f
 
     With :math:`t_0 = \text{begin\_fraction} \cdot T`,
 
-    .. math:: v(t) = \text{end} + \tfrac12 (\text{start} - \text{end})
-              \left(1 + \cos \pi \frac{t - t_0}{T - t_0}\right) \quad (t \ge t_0), \qquad v(t) = \text{start} \quad (t < t_0).
+    .. math:: v(t) = \begin{cases} \text{start} & t < t_0 \\ \text{end} + \tfrac12 (\text{start} - \text{end})
+              \left(1 + \cos \pi \frac{t - t_0}{T - t_0}\right) & t \ge t_0 \end{cases}
 
     Source: Nagel et al. (2022), the annealing of lambda and f_th in the released code (begin_fraction 0.25). A value
     that is switched off before :math:`t_0`, as the freezing threshold is, is for the caller to switch off.

@@ -1,0 +1,102 @@
+"""How long, how fast and how often: the settings of one training run."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vitq.train.fields import check_types, from_mapping, require
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of `fit`; they check themselves when made.
+
+    `batch_size` is the number of images of one optimizer step, over all ranks and accumulated parts, so that a
+    configuration means the same on one device and on many: each forward pass sees
+    batch_size / (ranks * accumulation) images. Defaults follow Nagel et al. (2022), section 7.2 of their code.
+
+    Args:
+        steps: optimizer steps; give either this or `epochs`.
+        epochs: passes over the training images.
+        batch_size: images per optimizer step.
+        learning_rate: peak rate of the main optimizer.
+        momentum: of SGD.
+        weight_decay: on all parameters of the main optimizer, or without norms and biases by `decay`.
+        optimizer: "sgd" or "adamw".
+        decay: "all" or "weights" (norm parameters and biases, that is tensors of one dimension, excluded).
+        schedule: "cosine" (to 0) or "constant".
+        schedule_per: "step", or "epoch" for a cosine that moves at epoch boundaries only.
+        warmup_steps: steps of linear warm-up.
+        scale_learning_rate: constant rate of the separate Adam of the quantizer scales, without weight decay;
+            "with_weights" trains them by the main optimizer.
+        label_smoothing: of the cross-entropy, in [0, 1).
+        precision: "no" for float32 or "bf16" for autocast.
+        accumulation: parts into which a batch is cut, to save memory.
+        clip: largest gradient norm; None for no clipping.
+        log_every: steps between two lines of the log.
+        checkpoint_every: steps between two checkpoints; None for each epoch, 0 for none.
+        evaluate_every: steps between two evaluations; None for each epoch, 0 for the end only.
+        compile: run the model through torch.compile.
+        channels_last: keep images and convolutions in channels-last layout.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        InputError: naming the field, its value and what to do.
+    """
+
+    steps: int | None = None
+    epochs: int | None = None
+    batch_size: int = 128
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    decay: Literal["all", "weights"] = "all"
+    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule_per: Literal["step", "epoch"] = "step"
+    warmup_steps: int = 0
+    scale_learning_rate: float | Literal["with_weights"] = 1e-5
+    label_smoothing: float = 0.0
+    precision: Literal["no", "bf16"] = "no"
+    accumulation: int = 1
+    clip: float | None = None
+    log_every: int = 50
+    checkpoint_every: int | None = None
+    evaluate_every: int | None = 0
+    compile: bool = False
+    channels_last: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        check_types(self, "train")
+        require((self.steps is None) != (self.epochs is None), "train", "steps", self.steps,
+                f"with epochs={self.epochs!r}; give exactly one of steps and epochs")
+        for name in ("steps", "epochs", "batch_size", "accumulation", "log_every"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, "train", name, value, "give at least 1")
+        for name in ("warmup_steps", "checkpoint_every", "evaluate_every", "weight_decay"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value < math.inf, "train", name, value, "give 0 or more")
+        for name in ("learning_rate", "scale_learning_rate", "clip"):
+            value = getattr(self, name)
+            require(value is None or isinstance(value, str) or 0 < value < math.inf, "train", name, value,
+                    "give a positive finite number")
+        for name in ("momentum", "label_smoothing"):
+            value = getattr(self, name)
+            require(0 <= value < 1, "train", name, value, "give a number in [0, 1)")
+        require(self.batch_size % self.accumulation == 0, "train", "accumulation", self.accumulation,
+                f"give a divisor of batch_size={self.batch_size}")
+
+    @classmethod
+    def from_dict(cls, mapping: dict[str, Any]) -> "TrainConfig":
+        """Build from a mapping such as a YAML section; unknown keys are refused."""
+        return from_mapping(cls, mapping, "train")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain mapping of all fields."""
+        return dataclasses.asdict(self)
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the run."""
+        return self.steps if self.steps is not None else self.epochs * steps_per_epoch
