@@ -1,0 +1,127 @@
+"""What all quantizers share: the integer grid, calibration, integer codes, and freezing in the integer domain."""
+
+import torch
+from torch import Tensor, nn
+
+from vitq.errors import InputError
+from vitq.numerics import check_bits, integer_range
+
+
+class Quantizer(nn.Module):
+    """Base class of the quantizers.
+
+    A subclass implements ``fake_quantize(x)``, ``codes_of(x)``, ``dequantize(codes)`` and ``fit_range(x)``. Used on a
+    weight it is a ``torch.nn.utils.parametrize`` parametrization: the latent weight stays the parameter.
+
+    Weights can be frozen *in the integer domain* (Nagel 2022, section 4.3): where ``frozen`` is set the output is
+    ``dequantize(frozen_codes)``, so a later change of the scale still moves the value, the gradient to the latent
+    weight is exactly 0, and the gradient to the scale is the stored integer. Mask and codes are buffers.
+
+    Args:
+        bits: Number of bits, 2 to 8.
+        signed: Signed grid or not; ``None`` decides at calibration: signed if the data has a negative value.
+        channel_axis: Axis with one scale an index, or ``None`` for one scale per tensor.
+    """
+
+    def __init__(self, bits: int, signed: bool | None = True, channel_axis: int | None = None) -> None:
+        super().__init__()
+        self.bits = check_bits("bits", bits)
+        self.signed = signed
+        self.channel_axis = channel_axis
+        self.initialized = False
+        self.register_buffer("frozen", None)
+        self.register_buffer("frozen_codes", None)
+
+    @property
+    def qmin(self) -> int:
+        return integer_range(self.bits, self.signed is not False)[0]
+
+    @property
+    def qmax(self) -> int:
+        return integer_range(self.bits, self.signed is not False)[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantize ``x`` (any shape); the first call on an uncalibrated quantizer calibrates it."""
+        if not self.initialized:
+            self.initialize(x)
+        y = self.fake_quantize(x)
+        if self.frozen is not None:
+            y = torch.where(self.frozen, self.dequantize(self.frozen_codes), y)
+        return y
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """Assigning to a quantized weight sets the latent weight (needed by parametrize)."""
+        return value
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Set signedness (if left open) and range from ``x``. NaN or infinity raises InputError."""
+        x = x.detach().float() if x.dtype in (torch.float16, torch.bfloat16) else x.detach()
+        if not torch.isfinite(x).all():
+            raise InputError("x holds NaN or infinity: a range can be set from finite values only")
+        if self.signed is None:
+            self.signed = bool(x.min() < 0)
+        self.fit_range(x)
+        self.initialized = True
+
+    @torch.no_grad()
+    def codes(self, x: Tensor) -> Tensor:
+        """Integer codes of ``x``, same shape; frozen entries give their stored integer."""
+        codes = self.codes_of(x)
+        return codes if self.frozen is None else torch.where(self.frozen, self.frozen_codes.to(codes.dtype), codes)
+
+    @torch.no_grad()
+    def freeze(self, mask: Tensor, codes: Tensor) -> None:
+        """Hold the entries where ``mask`` is set at the integer ``codes``. Replaces an earlier freeze.
+
+        Args:
+            mask: bool, shape of the weight.
+            codes: Integers of the same shape; values where ``mask`` is not set do not matter.
+        """
+        if mask.shape != codes.shape:
+            raise InputError(f"codes has shape {tuple(codes.shape)}, but mask has {tuple(mask.shape)}")
+        dtype = torch.int8 if self.qmax <= 127 else torch.int16
+        if self.frozen is None:
+            self.frozen = torch.zeros_like(mask, dtype=torch.bool)
+            self.frozen_codes = torch.zeros_like(codes, dtype=dtype)
+        self.frozen.copy_(mask)
+        self.frozen_codes.copy_(codes)
+
+    def unfreeze(self) -> None:
+        """Let every entry follow its latent weight again."""
+        self.frozen = self.frozen_codes = None
+
+    # Bits and signedness are plain Python values (so that compiled code sees constants) yet part of the state.
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([self.bits, -1 if self.signed is None else int(self.signed), int(self.initialized)])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        bits, signed, initialized = (int(v) for v in state)
+        if bits != self.bits:
+            raise InputError(f"bits={self.bits}, but the checkpoint holds a quantizer of {bits} bits")
+        self.signed, self.initialized = None if signed < 0 else bool(signed), bool(initialized)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        for name in ("frozen", "frozen_codes"):  # these exist in the checkpoint only if something was frozen
+            saved = state_dict.get(prefix + name)
+            if saved is None:
+                setattr(self, name, None)
+            elif getattr(self, name) is None or getattr(self, name).shape != saved.shape:
+                setattr(self, name, torch.empty_like(saved, device=self.scale.device))
+        for name in ("scale", "zero_point"):  # a per-channel scale has its length only after calibration
+            saved, own = state_dict.get(prefix + name), getattr(self, name, None)
+            if saved is not None and own is not None and own.shape != saved.shape:
+                own.data = torch.empty_like(saved, device=own.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        kind = {True: "signed", False: "unsigned", None: "sign open"}[self.signed]
+        where = "per tensor" if self.channel_axis is None else f"per channel (axis {self.channel_axis})"
+        return f"bits={self.bits}, {kind}, {where}"
+
+    def _per_channel(self, scale: Tensor, dim: int) -> Tensor:
+        if self.channel_axis is None:
+            return scale
+        shape = [1] * dim
+        shape[self.channel_axis] = -1
+        return scale.reshape(shape)

@@ -1,0 +1,82 @@
+"""One file a quantized model: safetensors, with the architecture and the QuantSpec in its header."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vitq.errors import InputError, MissingError
+
+FORMAT = "vitq-1"
+
+
+def save(model: nn.Module, file: str | Path, *, name: str | None = None, **kwargs) -> Path:
+    """Write a quantized model atomically: a failure (a full disk, say) leaves an older file as it was.
+
+    Args:
+        model: Made by :func:`vitq.quantize`.
+        file: Path of the ``.safetensors`` file.
+        name: Name for :func:`vitq.zoo.load`; by default the one the model was loaded with (``model.zoo_name``).
+        kwargs: Further arguments of ``vitq.zoo.load``, e.g. ``num_classes``.
+    """
+    from safetensors.torch import save as to_bytes
+
+    name = name or getattr(model, "zoo_name", None)
+    if not hasattr(model, "quant_spec") or name is None:
+        raise InputError("model: only a model made by vitq.quantize from a vitq.zoo model (or with name=...) can be saved")
+    header = {"format": FORMAT, "name": name, "arguments": json.dumps(kwargs), "spec": json.dumps(model.quant_spec.to_dict())}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    file = Path(file)
+    temporary = file.with_name(file.name + f".{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(to_bytes(tensors, metadata=header))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"file={str(file)!r} could not be written: {error.strerror}; older files are untouched") from None
+    return file
+
+
+def load(file: str | Path) -> nn.Module:
+    """Rebuild a model written by :func:`save`, in evaluation mode, bit for bit.
+
+    Raises:
+        MissingError: No such file.
+        InputError: The file is truncated, of another program, or does not fit the architecture that it names.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from vitq import zoo
+    from vitq.convert import QuantSpec, quantize
+
+    if not Path(file).is_file():
+        raise MissingError(f"file={str(file)!r} does not exist")
+    try:
+        with safe_open(str(file), "pt") as stream:
+            header = stream.metadata() or {}
+            state = {key: stream.get_tensor(key) for key in stream.keys()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"file={str(file)!r} is no complete safetensors file ({error}); save it again") from None
+    if header.get("format") != FORMAT:
+        raise InputError(f"file={str(file)!r} was not written by vitq.save (format {header.get('format')!r})")
+    model = zoo.load(header["name"], pretrained=False, **json.loads(header["arguments"]))
+    model = quantize(model, QuantSpec.from_dict(json.loads(header["spec"])))
+    load_state(model, state, file)
+    return model.eval()
+
+
+def load_state(model: nn.Module, state: dict[str, torch.Tensor], file: str | Path) -> None:
+    """Load strictly; the first key that does not fit, or that holds NaN, is named in one line."""
+    for key, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise InputError(f"file={str(file)!r}: {key} holds NaN or infinity")
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        first = str(error).split("\n")[1:2] or [str(error)]
+        raise InputError(f"file={str(file)!r} does not fit the model: {first[0].strip()}") from None
