@@ -105,15 +105,6 @@ def list_checkpoints(folder: Path | str) -> list[Path]:
     return sorted(path for path in Path(folder).glob("step-*") if path.is_dir())
 
 
-def write_atomic(path: Path | str, text: str) -> None:
-    """Replace a text file so that a reader sees the old or the new one, never a part."""
-    path = Path(path)
-    aside = path.with_name(f".tmp-{path.name}")
-    _write(aside, text.encode())
-    aside.replace(path)
-    _sync_folder(path.parent)
-
-
 def _write(path: Path, blob: bytes) -> None:
     with open(path, "wb") as file:
         file.write(blob)

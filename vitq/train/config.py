@@ -35,11 +35,12 @@ class TrainConfig:
         accumulation: parts into which a batch is cut, to save memory.
         clip: largest gradient norm; None for no clipping.
         log_every: steps between two lines of the log.
-        checkpoint_every: steps between two checkpoints; None for each epoch, 0 for none.
+        checkpoint_every: steps between two checkpoints; None for each epoch, 0 for the end only.
         evaluate_every: steps between two evaluations; None for each epoch, 0 for the end only.
         compile: run the model through torch.compile.
         channels_last: keep images and convolutions in channels-last layout.
         device: "auto", "cpu" or "cuda".
+        augment: of training batches, see `vitq.data.batches`; None for the data set's own.
 
     Raises:
         InputError: naming the field, its value and what to do.
@@ -67,6 +68,7 @@ class TrainConfig:
     compile: bool = False
     channels_last: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    augment: bool | int | None = None
 
     def __post_init__(self) -> None:
         check_types(self, "train")

@@ -23,7 +23,7 @@ from vitq.train.losses import CrossEntropy
 from vitq.train.optimizers import build_optimizers
 from vitq.train.ranks import Ranks
 from vitq.train.schedules import learning_rate
-from vitq.train.sources import as_source
+from vitq.train.sources import Source, as_source
 from vitq.train.step import TrainingStep
 
 ASIDE_SEED = 7919  # offset of the seed of `TrainState.batches`, whose batches are not those trained on
@@ -76,6 +76,12 @@ def fit(model: nn.Module, train_data: Any, config: TrainConfig, *, callbacks: It
         return run.train(config_hash({"config": config.to_dict(), "seed": seed, "identity": identity}))
 
 
+def training_source(data: Any, config: TrainConfig, seed: int, device: torch.device) -> Source:
+    """Shuffled, augmented batches of `config.batch_size` images."""
+    options = {} if config.augment is None else {"augment": config.augment}
+    return as_source(data, config.batch_size, train=True, seed=seed, device=device, **options)
+
+
 class _Run:
     """The state of one call of `fit`."""
 
@@ -86,14 +92,14 @@ class _Run:
         if config.batch_size % self.parts:
             raise InputError(f"train.batch_size={config.batch_size}: give a multiple of accumulation times ranks, "
                              f"{self.parts}")
-        self.source = as_source(train_data, config.batch_size, train=True, seed=seed, device=ranks.device)
+        self.source = training_source(train_data, config, seed, ranks.device)
         if not len(self.source):
             raise InputError(f"train.batch_size={config.batch_size}: more than the training images; give less")
         torch.manual_seed(seed + ranks.index)
         self.model = model.to(ranks.device).train()
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        aside = as_source(train_data, config.batch_size, train=True, seed=seed + ASIDE_SEED, device=ranks.device)
+        aside = training_source(train_data, config, seed + ASIDE_SEED, ranks.device)
         total = config.total_steps(len(self.source))
         self.state = TrainState(self.model, ranks.device, total, batches=aside.iterate)
         self.evaluate = evaluate if callable(evaluate) or evaluate is None else (

@@ -35,15 +35,14 @@ def restore(tensors: dict[str, Tensor], meta: dict[str, Any], model: nn.Module,
     Raises:
         InputError: the checkpoint belongs to another model or another set of optimizers.
     """
-    weights = _below(tensors, "model.")
-    expected = model.state_dict()
-    missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    shapes = [name for name in expected if name in weights and weights[name].shape != expected[name].shape]
-    if missing or unknown or shapes or len(meta["optimizers"]) != len(optimizers):
-        worst = (missing + unknown + shapes + ["optimizers"])[0]
-        raise InputError(f"checkpoint of step {meta.get('step')}: it belongs to another model (first difference: "
-                         f"{worst}); give another output folder")
-    model.load_state_dict(weights)
+    foreign = InputError(f"checkpoint of step {meta.get('step')}: it belongs to another model; give another output "
+                         "folder")
+    try:
+        model.load_state_dict(_below(tensors, "model."))
+    except RuntimeError as error:
+        raise foreign from error
+    if len(meta["optimizers"]) != len(optimizers):
+        raise foreign
     for number, (optimizer, described) in enumerate(zip(optimizers, meta["optimizers"], strict=True)):
         _unpack_optimizer(optimizer, described, tensors, f"optimizers.{number}")
     callbacks.load_state_dict(_below(tensors, "callbacks."))

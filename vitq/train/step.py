@@ -59,8 +59,8 @@ class TrainingStep:
     def _parts(self, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
         device, count = self.state.device, self.ranks.count
         if len(labels) != self.config.batch_size:
-            raise InputError(f"train_data: a batch of {len(labels)} images; give batches of the {self.config.batch_size} "
-                             "of train.batch_size")
+            raise InputError(f"train_data: a batch of {len(labels)} images; give {self.config.batch_size} as "
+                             "train.batch_size says")
         if count > 1:
             images, labels = images.chunk(count)[self.ranks.index], labels.chunk(count)[self.ranks.index]
         images, labels = images.to(device, **self.layout), labels.to(device, non_blocking=True)

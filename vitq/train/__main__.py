@@ -1,0 +1,31 @@
+"""`python -m vitq.train --config run.yml --out DIR`: one run from a YAML file, alone or under torchrun."""
+
+import argparse
+import json
+import sys
+
+from vitq.errors import InputError, MissingError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run and print the metrics as one JSON line; exit status 0, 2 for wrong input, 3 for what is missing."""
+    parser = argparse.ArgumentParser(prog="python -m vitq.train", description=__doc__)
+    parser.add_argument("--config", required=True, help="YAML file with the fields of vitq.train.RunConfig")
+    parser.add_argument("--out", required=True, help="folder of the run; the same folder again goes on with it")
+    parser.add_argument("--limit-batches", type=int, help="try the path: so many batches of training and evaluation")
+    given = parser.parse_args(arguments)
+    try:
+        from vitq.train.run_config import RunConfig
+        changes = {} if given.limit_batches is None else {"limit_batches": given.limit_batches}
+        config = RunConfig.from_yaml(given.config, **changes)
+        from vitq.train.runs import run
+        result = run(config, given.out)
+    except (InputError, MissingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 3
+    print(json.dumps(result["metrics"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""One run as a YAML file: data, model, quantization, training, remedies."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vitq.errors import InputError, MissingError
+from vitq.train.config import TrainConfig
+from vitq.train.fields import check_types, config_hash, from_mapping, require
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images to train and test on.
+
+    Args:
+        name: as in `vitq.data.load`.
+        path: folder of a data set that is not embedded.
+        image_size: pixels; None for the data set's own.
+        train_images: number of training images; None for all.
+        test_images: number of test images; None for all.
+        test_split: "test" or "val".
+        seed: of generated images; not the seed of the run.
+    """
+
+    name: str = "digits"
+    path: str | None = None
+    image_size: int | None = None
+    train_images: int | None = None
+    test_images: int | None = None
+    test_split: Literal["test", "val"] = "test"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self, "data")
+        for name in ("image_size", "train_images", "test_images"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, "data", name, value, "give at least 1, or null for the default")
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Distillation: from the network's own full-precision self, or from another model of the zoo.
+
+    Args:
+        model: "self" or a name of `vitq.zoo`.
+        checkpoint: weights of that model.
+        temperature: of the softmaxes.
+        weight: share of the distillation term against the labels; 1 ignores the labels.
+    """
+
+    model: str = "self"
+    checkpoint: str | None = None
+    temperature: float = 1.0
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_types(self, "teacher")
+        require(self.temperature > 0, "teacher", "temperature", self.temperature, "give a positive number")
+        require(0 <= self.weight <= 1, "teacher", "weight", self.weight, "give a share in [0, 1]")
+
+
+@dataclass(frozen=True)
+class ReestimationConfig:
+    """Batch-norm re-estimation before the final evaluation: number of training batches, 0 for none."""
+
+    batches: int = 50
+
+    def __post_init__(self) -> None:
+        check_types(self, "bn_reestimation")
+        require(self.batches >= 0, "bn_reestimation", "batches", self.batches, "give 0 or more")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that determines the result of `run`; sections may be given as mappings. See the classes of the sections.
+
+    Args:
+        claim: which claim of which paper the run is for; a label.
+        model: name in `vitq.zoo`.
+        pretrained: begin with pretrained weights.
+        checkpoint: file with other weights to begin with.
+        data: `DataConfig`.
+        quant: fields of `vitq.QuantSpec`, or None to train in full precision.
+        train: `TrainConfig`.
+        remedies: mappings with a `name` and the arguments of the remedy, in the order of their hooks.
+        calibration_batches: training batches that set the activation ranges.
+        bn_reestimation: `ReestimationConfig`.
+        teacher: `TeacherConfig`, or None to learn from the labels alone.
+        evaluate_before: evaluate the float model and the quantized one before training.
+        seed: of data order, augmentation and random generators.
+        scale: "smoke", "small" or "full".
+        variant: "paper", "released" or "corrected", for the remedies that name none.
+        limit_batches: cut training, re-estimation and each evaluation to so many batches, to try the path.
+
+    Raises:
+        InputError: naming section, field, value and what to do.
+    """
+
+    claim: str = ""
+    model: str = "mobilenet_micro"
+    pretrained: bool = True
+    checkpoint: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    quant: dict | None = field(default_factory=dict)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=1))
+    remedies: list = field(default_factory=list)
+    calibration_batches: int = 1
+    bn_reestimation: ReestimationConfig = field(default_factory=ReestimationConfig)
+    teacher: TeacherConfig | None = None
+    evaluate_before: bool = True
+    seed: int = 0
+    scale: Literal["smoke", "small", "full"] = "small"
+    variant: Literal["paper", "released", "corrected"] = "corrected"
+    limit_batches: int | None = None
+
+    def __post_init__(self) -> None:
+        sections = {"data": DataConfig, "train": TrainConfig, "bn_reestimation": ReestimationConfig,
+                    "teacher": TeacherConfig}
+        for name, section in sections.items():
+            value = getattr(self, name)
+            if value is None and name in ("teacher", "bn_reestimation"):
+                value = None if name == "teacher" else ReestimationConfig(0)
+            elif not isinstance(value, section):
+                value = from_mapping(section, value, name)
+            object.__setattr__(self, name, value)
+        check_types(self, "run")
+        require(self.calibration_batches >= 1, "run", "calibration_batches", self.calibration_batches,
+                "give at least 1")
+        require(self.limit_batches is None or self.limit_batches >= 1, "run", "limit_batches", self.limit_batches,
+                "give at least 1, or null for no limit")
+
+    @classmethod
+    def from_dict(cls, mapping: dict[str, Any]) -> "RunConfig":
+        """Build from the mapping that a YAML file holds; unknown keys are refused."""
+        return from_mapping(cls, mapping, "run")
+
+    @classmethod
+    def from_yaml(cls, path: Path | str, **changes: Any) -> "RunConfig":
+        """Read a YAML file; `changes` override fields.
+
+        Raises:
+            MissingError: there is no such file.
+            InputError: it is no YAML mapping, or a field is wrong.
+        """
+        import yaml
+        try:
+            mapping = yaml.safe_load(Path(path).read_text())
+        except OSError as error:
+            raise MissingError(f"config={str(path)!r}: {error.strerror}; give a YAML file") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"config={str(path)!r}: not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(mapping, dict):
+            raise InputError(f"config={str(path)!r}: give a YAML mapping of names to values")
+        return cls.from_dict(mapping | changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested mapping of all fields, defaults included."""
+        return dataclasses.asdict(self)
+
+    @property
+    def hash(self) -> str:
+        """Tells this configuration from others; independent of the order of keys and of defaults being spelt out."""
+        return config_hash(self.to_dict())

@@ -1,0 +1,163 @@
+"""A whole run from its configuration: load, quantize, calibrate, train, evaluate, write the result."""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import vitq
+from vitq.errors import InputError
+from vitq.files import read_json, write_json
+from vitq.train.assembly import load_data, load_model, load_teacher
+from vitq.train.evaluation import evaluate, has_batch_norm, reestimated
+from vitq.train.lock import RunLock
+from vitq.train.loop import ASIDE_SEED, TrainResult, fit, training_source
+from vitq.train.losses import Distillation
+from vitq.train.ranks import Ranks
+from vitq.train.remedies import build_remedy
+from vitq.train.run_config import RunConfig
+from vitq.train.sources import Source
+
+RESULT, MODEL, MODEL_REESTIMATED = "result.json", "model.safetensors", "model_bn.safetensors"
+
+
+def run(config: RunConfig, out: Path | str) -> dict[str, Any]:
+    """Do the run in the folder `out`; a finished one returns at once, one that was killed goes on where it was.
+
+    Args:
+        config: what to do.
+        out: gets metrics.jsonl, checkpoints/, model.safetensors (as trained), model_bn.safetensors (batch-norm
+            statistics re-estimated) and result.json.
+
+    Returns:
+        The content of result.json: config, config_hash, metrics, steps, seconds, peak_memory_mb, data_version,
+        weights_sha256 of the weights at the start. Among the metrics are top1_pre_bn as trained, top1 after batch-norm
+        re-estimation (the same where there is none), train_loss, those of the remedies, and, if asked for,
+        top1_float and top1_start before training; with a teacher also the agreement with it.
+
+    Raises:
+        InputError: wrong configuration, a folder that holds another run or is in use, or a run that diverged.
+        MissingError: data, weights or device are not there, or the disk is full.
+    """
+    out = Path(out)
+    done = _finished(out, config)
+    if done is not None:
+        return done
+    remedies = [build_remedy(entry, config.variant) for entry in config.remedies]
+    spec = None if config.quant is None else vitq.QuantSpec.from_dict(config.quant)
+    ranks = Ranks(config.train.device)
+    with RunLock(out) if ranks.main else contextlib.nullcontext():
+        return _Run(config, spec, remedies, out, ranks).run()
+
+
+class _Run:
+    """The parts of one run that its stages share."""
+
+    def __init__(self, config: RunConfig, spec: Any, remedies: list, out: Path, ranks: Ranks):
+        self.config, self.spec, self.remedies, self.out, self.ranks = config, spec, remedies, out, ranks
+        self.train_data, self.test_data = load_data(config)
+        self.float = load_model(config, self.train_data).to(ranks.device)
+        self.teacher = load_teacher(config, self.float, self.train_data)
+        if self.teacher is not None:
+            self.teacher.to(ranks.device)
+
+    def run(self) -> dict[str, Any]:
+        before = {}
+        model = self.float if self.spec is None else vitq.quantize(self.float, self.spec)
+        start = _sha256(self.float)
+        if self.config.evaluate_before:
+            before["top1_float"] = self._evaluate(self.float).get("top1")
+        if self.spec is not None:
+            vitq.calibrate(model, [torch.cat(list(self._images(self.config.calibration_batches)))])
+            if self.config.evaluate_before:
+                before["top1_start"] = self._evaluate(model).get("top1")
+        trained = self._train(model)
+        metrics = before | self._final(model, trained)
+        result = {
+            "config": self.config.to_dict(), "config_hash": self.config.hash,
+            "metrics": {name: value for name, value in metrics.items() if value is not None},
+            "steps": trained.steps, "seconds": round(trained.seconds, 3), "peak_memory_mb": peak_memory_mb(),
+            "data_version": self.train_data.version, "weights_sha256": start, "device": str(self.ranks.device),
+            "ranks": self.ranks.count,
+        }
+        if self.ranks.main:
+            write_json(self.out / RESULT, result)
+        self.ranks.wait()
+        return result
+
+    def _train(self, model: nn.Module) -> TrainResult:
+        config, settings = self.config, self.config.train
+        if config.limit_batches is not None:
+            total = settings.total_steps(len(self._source(config.seed)))
+            settings = dataclasses.replace(settings, epochs=None, steps=min(total, config.limit_batches))
+        loss = None
+        if self.teacher is not None:
+            loss = Distillation(self.teacher, config.teacher.temperature, config.teacher.weight,
+                                settings.label_smoothing)
+        return fit(model, self.train_data, settings, callbacks=self.remedies, evaluate=self._evaluate, loss=loss,
+                   out=self.out, seed=config.seed, identity=config.to_dict())
+
+    def _final(self, model: nn.Module, trained: TrainResult) -> dict[str, float]:
+        metrics = dict(trained.final)
+        count = self._limited(self.config.bn_reestimation.batches)
+        if count and has_batch_norm(model):
+            twin = reestimated(model, list(self._images(count)))
+            after = self._evaluate(twin)
+        else:
+            kept = ("top1", "top5", "loss", "agreement")
+            twin, after = None, {name: metrics[name] for name in kept if name in metrics}
+        metrics |= {f"{name}_pre_bn": metrics.get(name) for name in after if name != "images"} | after
+        if self.ranks.main and self.spec is not None:
+            vitq.save(model, self.out / MODEL)
+            if twin is not None:
+                vitq.save(twin, self.out / MODEL_REESTIMATED)
+        return metrics
+
+    def _evaluate(self, model: nn.Module) -> dict[str, float]:
+        return evaluate(model, self.test_data, batch_size=min(256, 2 * self.config.train.batch_size),
+                        limit=self.config.limit_batches, teacher=self.teacher, ranks=self.ranks)
+
+    def _source(self, seed: int) -> Source:
+        return training_source(self.train_data, self.config.train, seed, self.ranks.device)
+
+    def _images(self, count: int) -> Iterator[Tensor]:
+        """The images of `count` training batches in an order of their own; small sets are gone through again."""
+        source = self._source(self.config.seed + ASIDE_SEED)
+        epochs = (source.iterate(epoch) for epoch in itertools.count())
+        return (images for images, _ in itertools.islice(itertools.chain.from_iterable(epochs), count))
+
+    def _limited(self, count: int) -> int:
+        return count if self.config.limit_batches is None else min(count, self.config.limit_batches)
+
+
+def peak_memory_mb() -> float:
+    """Most memory used so far: of the CUDA device if there is one in use, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+
+
+def _finished(out: Path, config: RunConfig) -> dict[str, Any] | None:
+    if not (out / RESULT).exists():
+        return None
+    result = read_json(out / RESULT)
+    if not isinstance(result, dict) or result.get("config_hash") != config.hash:
+        raise InputError(f"out={str(out)!r}: it holds the result of another run; give another folder or delete this one")
+    return result
+
+
+def _sha256(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
