@@ -48,7 +48,7 @@ def published(name: str, folder: str | Path | None = None) -> pandas.DataFrame:
     folder = published_folder() if folder is None else Path(folder)
     path = folder / f"{name}.csv"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.csv"))) or "none"
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.csv") if file.stem != "claims")) or "none"
         raise InputError(f"no published table {name!r}; there are: {known}")
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     if missing := [column for column in PUBLISHED_COLUMNS if column not in table.columns]:
@@ -62,6 +62,20 @@ def published(name: str, folder: str | Path | None = None) -> pandas.DataFrame:
         except ValueError as error:
             raise InputError(f"{path}, column {column}: {error}") from None
     return table
+
+
+def claims(folder: str | Path | None = None) -> pandas.DataFrame:
+    """The claims that the book tests, one row each, indexed by claim id.
+
+    Returns:
+        columns published (table name), model, baseline (a dict for `compare`, or None), statement, source.
+    """
+    import pandas as pd
+
+    table = pd.read_csv((folder or published_folder()) / "claims.csv", dtype=str, keep_default_na=False)
+    pairs = [[part.split("=", 1) for part in text.split(";") if part] for text in table["baseline"]]
+    table["baseline"] = pd.Series([dict(pair) or None for pair in pairs], dtype=object)
+    return table.set_index("claim")
 
 
 def standard_error(std: float, n: int, baseline_std: float, baseline_n: int) -> float:

@@ -178,7 +178,7 @@ def _as(kind: str, value: Any, from_text: bool) -> tuple[bool, Any]:
         good = isinstance(value, types) and not isinstance(value, bool) and math.isfinite(value)
         return good, _TYPES[outer](value) if good else value
     good = isinstance(value, (list, tuple) if outer in ("list", "tuple") else _TYPES[outer])
-    return (_items(inner.rstrip("]"), value) if good and outer in ("list", "tuple") else (good, value))
+    return _items(inner.rstrip("]"), value) if good and outer in ("list", "tuple") else (good, value)
 
 
 def _items(kind: str, values: Any) -> tuple[bool, Any]:

@@ -26,11 +26,10 @@ from .errors import InputError
 from .files import write_text
 
 PACKAGE = Path(__file__).resolve().parent
-BOOKKEEPING = frozenset(
-    ["vitq", *(f"vitq.{name}" for name in "cli doctor environment errors files launch parameters provenance workers".split())]
-)
+_STARTERS = "cli doctor environment errors files launch parameters processes provenance workers".split()
+BOOKKEEPING = frozenset(["vitq", *(f"vitq.{name}" for name in _STARTERS)])
 MODIFIED = "modified during the run"
-_REPORT_VARIABLE = "VITQ_MODULES_REPORT"
+REPORT_VARIABLE = "VITQ_MODULES_REPORT"
 _reported: set[str] = set()
 _data: dict[str, str] = {}
 _workers_peak_mb = 0.0
@@ -106,17 +105,25 @@ def report(modules: list[str], data: dict[str, str] | None = None, workers_peak_
     _workers_peak_mb = max(_workers_peak_mb, workers_peak_mb)
 
 
+def collect(path: Path) -> None:
+    """Take in the reports that the child processes of a torchrun job left in a file, one JSON object a line."""
+    reports = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    peak = sum(child["peak_mb"] for child in reports)
+    for child in reports:
+        report(child["modules"], child["data"], peak)
+
+
 def own_report() -> dict[str, Any]:
     """What a child process hands to its parent's `report`."""
     return {"modules": imported_modules(), "data": dict(_data), "peak_mb": environment.peak_memory_mb()}
 
 
 def _write_own_report() -> None:
-    with open(os.environ[_REPORT_VARIABLE], "a", encoding="utf-8") as file:
+    with open(os.environ[REPORT_VARIABLE], "a", encoding="utf-8") as file:
         file.write(json.dumps(own_report()) + "\n")
 
 
-if _REPORT_VARIABLE in os.environ:  # set by launch.torchrun, whose children cannot answer otherwise
+if REPORT_VARIABLE in os.environ:  # set by launch.torchrun, whose children cannot answer otherwise
     atexit.register(_write_own_report)
 
 
@@ -177,7 +184,8 @@ def _show(text: str, facts: dict[str, Any]) -> None:
         print(text)
 
 
-def _read(path: Path) -> dict:
+def read_notebook(path: Path) -> dict:
+    """A notebook file as parsed JSON; InputError, in one line, if it is absent or no notebook."""
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -206,7 +214,7 @@ def stamp(path: str | Path) -> dict[str, Any]:
         InputError: the file is no notebook, or no cell shows the output of `footer()`.
     """
     path = Path(path)
-    notebook = _read(path)
+    notebook = read_notebook(path)
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
     found = [output for output in outputs if "vitq" in output.get("metadata", {})]
     if not found:
@@ -245,7 +253,7 @@ def is_stale(path: str | Path, data: dict[str, str] | None = None) -> tuple[bool
     Returns:
         stale or not, and the reason: what has changed, or "" where nothing has.
     """
-    notebook = _read(Path(path))
+    notebook = read_notebook(Path(path))
     entry = notebook.get("metadata", {}).get("vitq")
     if not isinstance(entry, dict) or "hash" not in entry:
         return True, "it has not been run yet: it stores no provenance"

@@ -42,8 +42,11 @@ def summarize(values: Iterable[float]) -> dict[str, Any]:
     values = [float(value) for value in values]
     if not values:
         raise InputError("a metric needs at least one value")
-    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None,
-            "values": values}
+    return {
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "values": values,
+    }
 
 
 @dataclass
@@ -119,7 +122,13 @@ class Record:
         return "-".join(re.sub(r"[^a-z0-9.]+", "_", part.lower()).strip("_") for part in parts if part) + ".json"
 
     def write(self, folder: str | Path) -> Path:
-        """Write the record atomically into a folder, with source hash, versions, hardware and date filled in.
+        """Write the record atomically, with source hash, versions, hardware, time and date filled in.
+
+        Args:
+            folder: a folder, where the record gets its own `filename`, or a path that ends in `.json`.
+
+        Returns:
+            the path of the file.
 
         Raises:
             InputError: the record is not valid.
@@ -134,7 +143,8 @@ class Record:
             self.peak_memory_mb = round(environment.peak_memory_mb())
         self.date = self.date or datetime.date.today().isoformat()
         self.check()
-        return write_json(Path(folder) / self.filename, asdict(self))
+        path = Path(folder)
+        return write_json(path if path.suffix == ".json" else path / self.filename, asdict(self))
 
     @classmethod
     def read(cls, path: str | Path) -> Record:
@@ -212,9 +222,18 @@ def load_records(folder: str | Path | None = None, claim: str = "") -> pandas.Da
             continue
         nothing = {"mean": math.nan, "std": None, "values": []}
         for metric, found in (record.metrics or {"": nothing}).items():
-            measured = {"metric": metric, "mean": found["mean"], "std": found["std"], "n": len(found["values"]),
-                        "values": tuple(found["values"])}
-            rows.append({name: getattr(record, name) for name in shared} | measured
-                        | {name: getattr(record, name) for name in trailing} | {"file": path.name})
+            measured = {
+                "metric": metric,
+                "mean": found["mean"],
+                "std": found["std"],
+                "n": len(found["values"]),
+                "values": tuple(found["values"]),
+            }
+            rows.append(
+                {name: getattr(record, name) for name in shared}
+                | measured
+                | {name: getattr(record, name) for name in trailing}
+                | {"file": path.name}
+            )
     columns = [*shared, "metric", "mean", "std", "n", "values", *trailing, "file"]
     return pd.DataFrame(rows, columns=columns).astype({"mean": float, "std": float})
