@@ -62,7 +62,8 @@ def run_notebooks(rerun: bool) -> str:
 def build_html() -> str:
     """Run Jupyter Book; its output goes to a log file, of which a failure shows what matters."""
     LOG.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "jupyter_book", "build", str(ROOT), "--all", "-W", "-n", "--keep-going"]
+    start = "import sys; from jupyter_book.cli.main import main; sys.argv[0] = 'jupyter-book'; main()"
+    command = [sys.executable, "-c", start, "build", str(ROOT), "--all", "-W", "-n", "--keep-going"]
     with LOG.open("w") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT,
                               env={**os.environ, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}).returncode

@@ -25,6 +25,16 @@ VERDICTS = {
     "baseline": ("base", "="),
     "not run": ("notrun", "○"),
 }
+# how columns and metrics are headed; what is not listed keeps its name
+HEADINGS = {
+    "kl_max": "largest KL",
+    "kl_mean": "mean KL",
+    "top1": "top-1 (%)",
+    "top1_pre_bn": "top-1 before (%)",
+    "top1_post_bn": "top-1 after (%)",
+    "train_loss": "training loss",
+    "oscillating_percent": "oscillating (%)",
+}
 LETTERS = "ᵃᵇᶜᵈᵉᶠᵍʰ"
 FACTS = ("seconds", "peak_memory_mb", "scale", "hardware", "date")
 
@@ -48,6 +58,11 @@ def hardware(facts: dict | str) -> str:
     if isinstance(facts, str):
         return facts
     return ", ".join([f"{facts['cores']} CPU cores", *(facts.get("gpus") or ["no GPU"])])
+
+
+def heading(column: str) -> str:
+    """How a column is headed."""
+    return HEADINGS.get(column, column.replace("_", " "))
 
 
 def is_number(text: str) -> bool:
@@ -213,7 +228,7 @@ class TableDirective(BookDirective):
                    and all(is_number(r[c]) or r[c] in ("", "-", "–") for r in rows)}
         group = nodes.tgroup(cols=len(columns))
         group += [nodes.colspec(colwidth=1) for _ in columns]
-        group += nodes.thead("", nodes.row("", *(self.entry(c.replace("_", " "), "", c in numeric) for c in columns)))
+        group += nodes.thead("", nodes.row("", *(self.entry(heading(c), "", c in numeric) for c in columns)))
         group += nodes.tbody("", *(nodes.row("", *(self.entry(r[c], c, c in numeric) for c in columns)) for r in rows))
         table += group
         notes = [nodes.paragraph("", note, classes=["vq-note"]) for note in self.notes]
