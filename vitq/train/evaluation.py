@@ -37,7 +37,7 @@ def evaluate(model: nn.Module, data: Any, *, batch_size: int = 256, device: torc
         device: where to run; by default the one of the model.
         limit: evaluate only so many batches.
         teacher: adds `agreement`, the percentage of images on which both networks predict the same class.
-        ranks: the `Ranks` of a run on several processes, each of which takes every n-th batch.
+        ranks: the `Ranks` of a run on several processes, which share each batch.
 
     Returns:
         top1, top5, loss, images and, with a teacher, agreement. A label below 0 means no label: such an image counts
@@ -47,12 +47,12 @@ def evaluate(model: nn.Module, data: Any, *, batch_size: int = 256, device: torc
         InputError: the data gave no images.
     """
     device = torch.device(device) if device is not None else next(model.parameters()).device
-    source = as_source(data, batch_size, device=device, limit=limit)
+    part = (0, 1) if ranks is None else ranks.part
+    source = as_source(data, batch_size, device=device, limit=limit, part=part)
     totals = torch.zeros(6, dtype=torch.float64, device=device)
-    index, count = (ranks.index, ranks.count) if ranks is not None else (0, 1)
     with evaluation_mode(model):
-        for number, (images, labels) in enumerate(source.iterate()):
-            if number % count == index:
+        for images, labels in source.iterate():
+            if len(labels):
                 images, labels = images.to(device), labels.to(device)
                 logits = model(images).float()
                 totals += _counts(logits, labels, None if teacher is None else teacher(images))

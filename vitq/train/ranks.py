@@ -32,6 +32,7 @@ class Ranks:
             cpu=cpu, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
         self.device = self.accelerator.device
         self.count, self.index = self.accelerator.num_processes, self.accelerator.process_index
+        self.part = (self.index, self.count)
         self.main = self.accelerator.is_main_process
 
     def wrap(self, model: nn.Module, compile: bool) -> nn.Module:

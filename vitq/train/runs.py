@@ -126,7 +126,7 @@ class _Run:
                         limit=self.config.limit_batches, teacher=self.teacher, ranks=self.ranks)
 
     def _source(self, seed: int) -> Source:
-        return training_source(self.train_data, self.config.train, seed, self.ranks.device)
+        return training_source(self.train_data, self.config.train, seed, self.ranks)
 
     def _images(self, count: int) -> Iterator[Tensor]:
         """The images of `count` training batches in an order of their own; small sets are gone through again."""
@@ -151,7 +151,7 @@ def _finished(out: Path, config: RunConfig) -> dict[str, Any] | None:
         return None
     result = read_json(out / RESULT)
     if not isinstance(result, dict) or result.get("config_hash") != config.hash:
-        raise InputError(f"out={str(out)!r}: it holds the result of another run; give another folder or delete this one")
+        raise InputError(f"out={str(out)!r}: it holds the result of another run; give another folder or delete it")
     return result
 
 

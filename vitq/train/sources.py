@@ -14,7 +14,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Source(Protocol):
-    """Batches of (images (B, 3, H, W), labels (B,)), deterministic in the epoch."""
+    """Batches of (images (B, 3, H, W), labels (B,)), deterministic in the epoch; on several ranks, parts of them."""
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -33,14 +33,15 @@ class TensorSource:
         train: shuffle, and leave out an incomplete last batch.
         seed: of the order, together with the epoch.
         device: where the batches go.
+        part: index and number of the ranks that share each batch.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, *, train: bool = False, seed: int = 0,
-                 device: torch.device | str | None = None):
+                 device: torch.device | str | None = None, part: tuple[int, int] = (0, 1)):
         if len(images) != len(labels) or not len(images):
             raise InputError(f"data: {len(images)} images and {len(labels)} labels; give as many of both, at least 1")
         self.images, self.labels = images, labels
-        self.batch_size, self.train, self.seed, self.device = batch_size, train, seed, device
+        self.batch_size, self.train, self.seed, self.device, self.part = batch_size, train, seed, device, part
 
     def __len__(self) -> int:
         return len(self.images) // self.batch_size if self.train else math.ceil(len(self.images) / self.batch_size)
@@ -52,6 +53,7 @@ class TensorSource:
             order = torch.randperm(len(self.images), generator=generator)
         for number in range(start, len(self)):
             rows = order[number * self.batch_size:(number + 1) * self.batch_size]
+            rows = rows.tensor_split(self.part[1])[self.part[0]]
             yield self.images[rows].to(self.device), self.labels[rows].to(self.device)
 
 
@@ -61,16 +63,11 @@ class DatasetSource:
     Args:
         dataset: from `vitq.data.load`.
         batch_size: images per batch.
-        train: shuffle and augment.
-        seed: of order and augmentation, together with the epoch.
-        device: where the batches go.
         options: further arguments of `vitq.data.batches`.
     """
 
-    def __init__(self, dataset: Any, batch_size: int, *, train: bool = False, seed: int = 0,
-                 device: torch.device | str | None = None, **options: Any):
-        self.dataset, self.batch_size = dataset, batch_size
-        self.arguments = {"train": train, "seed": seed, "device": device, **options}
+    def __init__(self, dataset: Any, batch_size: int, **options: Any):
+        self.dataset, self.batch_size, self.options = dataset, batch_size, options
 
     def __len__(self) -> int:
         return len(self._batches())
@@ -80,7 +77,7 @@ class DatasetSource:
 
     def _batches(self, **position: int) -> Any:
         from vitq.data import batches
-        return batches(self.dataset, self.batch_size, **self.arguments, **position)
+        return batches(self.dataset, self.batch_size, **self.options, **position)
 
 
 class LimitedSource:
@@ -97,24 +94,30 @@ class LimitedSource:
 
 
 def as_source(data: Any, batch_size: int, *, train: bool = False, seed: int = 0,
-              device: torch.device | str | None = None, limit: int | None = None, **options: Any) -> Source:
+              device: torch.device | str | None = None, part: tuple[int, int] = (0, 1), limit: int | None = None,
+              **options: Any) -> Source:
     """A source from a data set of `vitq.data`, a pair (images, labels) of tensors, or a source itself.
 
     Args:
-        data: what to read.
-        batch_size: images per batch; a source keeps its own.
+        data: what to read; a source is taken as it is and has to see to seed, device and part itself.
+        batch_size: images per batch, over all ranks.
         train: shuffle and augment.
         seed: of order and augmentation.
-        device: where the batches go; a source keeps its own.
+        device: where the batches go.
+        part: index and number of the ranks that share each batch.
         limit: use only so many batches of each epoch.
         options: further arguments of `vitq.data.batches`.
+
+    Raises:
+        InputError: `data` is none of these.
     """
+    shared = {"train": train, "seed": seed, "device": device, "part": part}
     if hasattr(data, "iterate"):
         source = data
-    elif isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        source = TensorSource(*data, batch_size, train=train, seed=seed, device=device)
+    elif isinstance(data, tuple) and len(data) == 2 and all(isinstance(half, Tensor) for half in data):
+        source = TensorSource(*data, batch_size, **shared)
     elif hasattr(data, "num_classes"):
-        source = DatasetSource(data, batch_size, train=train, seed=seed, device=device, **options)
+        source = DatasetSource(data, batch_size, **shared, **options)
     else:
         raise InputError(f"data of type {type(data).__name__}: give a data set from vitq.data.load, a pair of "
                          "tensors (images, labels), or a source with iterate(epoch, start) and a length")

@@ -15,8 +15,8 @@ from vitq.train.ranks import Ranks
 class TrainingStep:
     """Callable `step(images (B, 3, H, W), labels (B,), learning_rate) -> mean task loss of this rank's images`.
 
-    The batch is cut into ranks * accumulation parts; part losses are weighted so that the gradients add up to those
-    of the mean over the whole batch, whatever the number of parts.
+    The images of this rank are cut into `accumulation` parts; part losses are weighted so that the gradients add up
+    to those of the mean over the whole batch, whatever the number of parts and ranks.
     """
 
     def __init__(self, model: nn.Module, loss: Callable, callbacks: Callback, state: TrainState, config: TrainConfig,
@@ -57,12 +57,10 @@ class TrainingStep:
         return total
 
     def _parts(self, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-        device, count = self.state.device, self.ranks.count
-        if len(labels) != self.config.batch_size:
-            raise InputError(f"train_data: a batch of {len(labels)} images; give {self.config.batch_size} as "
-                             "train.batch_size says")
-        if count > 1:
-            images, labels = images.chunk(count)[self.ranks.index], labels.chunk(count)[self.ranks.index]
+        device, expected = self.state.device, self.config.batch_size // self.ranks.count
+        if len(labels) != expected:
+            raise InputError(f"train_data: a batch of {len(labels)} images; give {expected}, that is train.batch_size "
+                             "over the number of ranks")
         images, labels = images.to(device, **self.layout), labels.to(device, non_blocking=True)
         pieces = self.config.accumulation
         return list(zip(images.chunk(pieces), labels.chunk(pieces), strict=True))
