@@ -73,7 +73,7 @@ class QuantSpec:
 
     @classmethod
     def from_dict(cls, values: dict) -> "QuantSpec":
-        """Build from a mapping (YAML, checkpoint metadata); an unknown key is an InputError that lists the valid ones."""
+        """Build from a mapping (YAML, checkpoint metadata); an unknown key is refused with the list of valid ones."""
         unknown = set(values) - set(cls.__dataclass_fields__)
         if unknown:
             raise InputError(f"quant has unknown {sorted(unknown)}: choose from {', '.join(cls.__dataclass_fields__)}")

@@ -139,7 +139,7 @@ def unpack_codes(packed: Tensor, bits: int, shape: tuple[int, ...], signed: bool
     """Invert :func:`pack_codes`: int8 codes of ``shape`` (int16 for unsigned 8 bit)."""
     numel = int(torch.Size(shape).numel())
     if packed.numel() != -(-numel * bits // 8):
-        raise InputError(f"packed has {packed.numel()} bytes, but shape={tuple(shape)} at bits={bits} needs another number")
+        raise InputError(f"packed={packed.numel()} bytes do not fit shape={tuple(shape)} at bits={bits}")
     stream = (packed.reshape(-1, 1) >> torch.arange(8, device=packed.device)) & 1  # (bytes, 8)
     stream = stream.flatten()[: numel * bits].reshape(numel, bits).to(torch.int16)
     codes = (stream << torch.arange(bits, device=packed.device)).sum(1)

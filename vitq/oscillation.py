@@ -77,8 +77,9 @@ class OscillationTracker(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         for name in self._buffers:  # the shapes are known only after the first codes
-            saved = state_dict.get(prefix + name)
-            setattr(self, name, None if saved is None else torch.empty_like(saved))
+            saved, own = state_dict.get(prefix + name), getattr(self, name)
+            device = None if own is None else own.device
+            setattr(self, name, None if saved is None else torch.empty_like(saved, device=device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -150,7 +151,7 @@ class OscillationTracking(Callback):
 
 @torch.no_grad()
 def distance_to_code(weight: Tensor, quantizer: Quantizer) -> Tensor:
-    """``code - w/s`` in units of one step; within [-0.5, 0.5] unless clipped. Peaks at +-0.5 mean oscillation (Fig. 3)."""
+    """``code - w/s`` in steps, within [-0.5, 0.5] unless clipped; peaks at +-0.5 mean oscillation (paper, Fig. 3)."""
     return quantizer.codes_of(weight) - weight / quantizer.step_size(weight)
 
 

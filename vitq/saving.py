@@ -25,8 +25,9 @@ def save(model: nn.Module, file: str | Path, *, name: str | None = None, **kwarg
 
     name = name or getattr(model, "zoo_name", None)
     if not hasattr(model, "quant_spec") or name is None:
-        raise InputError("model: only a model made by vitq.quantize from a vitq.zoo model (or with name=...) can be saved")
-    header = {"format": FORMAT, "name": name, "arguments": json.dumps(kwargs), "spec": json.dumps(model.quant_spec.to_dict())}
+        raise InputError("model: only a model that vitq.quantize made from one of vitq.zoo (or with name=...) can be saved")
+    spec = json.dumps(model.quant_spec.to_dict())
+    header = {"format": FORMAT, "name": name, "arguments": json.dumps(kwargs), "spec": spec}
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     file = Path(file)
     temporary = file.with_name(file.name + f".{os.getpid()}.tmp")
@@ -38,7 +39,7 @@ def save(model: nn.Module, file: str | Path, *, name: str | None = None, **kwarg
         os.replace(temporary, file)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise InputError(f"file={str(file)!r} could not be written: {error.strerror}; older files are untouched") from None
+        raise InputError(f"file={str(file)!r} could not be written: {error.strerror}; older files are kept") from None
     return file
 
 

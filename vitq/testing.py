@@ -47,7 +47,7 @@ def assert_frozen_stays(quantizer: Quantizer, weight: Tensor, moves: int = 3) ->
 
 
 def assert_same_after_reload(model: nn.Module, fresh: nn.Module, x: Tensor) -> None:
-    """``fresh`` with the state dict of ``model`` loaded strictly gives the same output bit for bit; so does a deep copy."""
+    """``fresh`` with the state dict of ``model``, loaded strictly, and a deep copy give the same output bit for bit."""
     fresh.load_state_dict(model.state_dict(), strict=True)
     model.eval(), fresh.eval()
     with torch.no_grad():

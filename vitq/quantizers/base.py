@@ -10,7 +10,8 @@ from vitq.numerics import check_bits, integer_range
 class Quantizer(nn.Module):
     """Base class of the quantizers.
 
-    A subclass implements ``fake_quantize(x)``, ``codes_of(x)``, ``dequantize(codes)`` and ``fit_range(x)``. Used on a
+    A subclass implements ``fit_range(x)``, ``step_size(x)`` (broadcastable to x), ``fake_quantize(x)``, ``codes_of(x)``
+    and ``dequantize(codes)``. Used on a
     weight it is a ``torch.nn.utils.parametrize`` parametrization: the latent weight stays the parameter.
 
     Weights can be frozen *in the integer domain* (Nagel 2022, section 4.3): where ``frozen`` is set the output is
@@ -27,6 +28,7 @@ class Quantizer(nn.Module):
         super().__init__()
         self.bits = check_bits("bits", bits)
         self.signed = signed
+        self.chooses_sign = signed is None
         self.channel_axis = channel_axis
         self.initialized = False
         self.register_buffer("frozen", None)
@@ -59,7 +61,7 @@ class Quantizer(nn.Module):
         x = x.detach().float() if x.dtype in (torch.float16, torch.bfloat16) else x.detach()
         if not torch.isfinite(x).all():
             raise InputError("x holds NaN or infinity: a range can be set from finite values only")
-        if self.signed is None:
+        if self.chooses_sign:
             self.signed = bool(x.min() < 0)
         self.fit_range(x)
         self.initialized = True

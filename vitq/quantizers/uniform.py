@@ -55,19 +55,22 @@ class Uniform(Quantizer):
             zero_point = (-low / scale).round().clamp(0, self.qmax)
         self.scale, self.zero_point = scale.to(self.scale.device), zero_point.to(self.scale.device)
 
-    def _parameters_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._per_channel(self.scale, x.dim()), self._per_channel(self.zero_point, x.dim())
+    def step_size(self, x: Tensor) -> Tensor:
+        """Scale, shaped to broadcast against ``x``."""
+        return self._per_channel(self.scale, x.dim())
+
+    def _zero_point(self, x: Tensor) -> Tensor:
+        return self._per_channel(self.zero_point, x.dim())
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        scale, zero_point = self._parameters_of(x)
+        scale, zero_point = self.step_size(x), self._zero_point(x)
         if self.symmetric:
             return fake_quantize(x, scale, self.qmin, self.qmax)
         return ((round_ste(x / scale) + zero_point).clamp(self.qmin, self.qmax) - zero_point) * scale
 
     def codes_of(self, x: Tensor) -> Tensor:
-        scale, zero_point = self._parameters_of(x)
+        scale, zero_point = self.step_size(x), self._zero_point(x)
         return integer_codes(x, scale, self.qmin, self.qmax, zero_point)
 
     def dequantize(self, codes: Tensor) -> Tensor:
-        scale, zero_point = self._parameters_of(codes)
-        return (codes - zero_point) * scale
+        return (codes - self._zero_point(codes)) * self.step_size(codes)

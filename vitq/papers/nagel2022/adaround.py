@@ -1,4 +1,4 @@
-r"""Binary optimisation of the oscillating weights, after AdaRound, on the task loss (Nagel 2022, section 2.3.2, Table 3).
+r"""Binary optimisation of the oscillating weights, after AdaRound, on the task loss (Nagel 2022, Table 3).
 
 All other parameters stay fixed. Each oscillating weight is :math:`s (\lfloor e \rfloor + h(v))` with the rectified
 sigmoid :math:`h(v) = \mathrm{clip}(1.2\,\mathrm{sigmoid}(v) - 0.1, 0, 1)` of AdaRound, and

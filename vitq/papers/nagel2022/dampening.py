@@ -3,7 +3,8 @@ r"""Oscillation dampening (Nagel 2022, section 4.2): pull every latent weight to
 .. math:: L = L_{task} + \lambda\, L_{damp}, \qquad
           L_{damp} = \lVert \mathrm{sg}(q(w)) - \mathrm{clip}(w, s n, s p) \rVert_F^2
 
-Its gradient is :math:`2 (w - q(w))` inside the grid and 0 outside, and 0 for the scale: clipped weights have no residual.
+Its gradient is :math:`2 (w - q(w))` inside the grid and 0 outside, and 0 for the scale: a clipped weight has no
+residual.
 """
 
 import torch

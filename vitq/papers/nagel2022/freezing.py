@@ -72,8 +72,8 @@ class FreezingTracker(OscillationTracker):
 class IterativeFreezing(Callback):
     """Training callback: freezes oscillating weights in the integer domain.
 
-    Frozen weights live in the quantizer (mask and codes are in the model's state dict): their gradient is 0, and a later
-    change of the scale still moves their value. Corrected and paper variant also hold the latent weight at
+    Frozen weights live in the quantizer (mask and codes are in the model's state dict): their gradient is 0, and a
+    later change of the scale still moves their value. Corrected and paper variant also hold the latent weight at
     ``s * code``, so that histograms and checkpoints tell the truth; the released code lets it drift.
 
     Args:
