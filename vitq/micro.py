@@ -193,18 +193,11 @@ def accuracy(model: nn.Module, dataset) -> float:
 
 
 def _save(model: nn.Module, out: Path, facts: dict) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    tensors = {
-        name: value.detach().clone(memory_format=torch.contiguous_format).cpu()
-        for name, value in model.state_dict().items()
-    }
+    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
     temporary = out.with_name(out.name + ".tmp")
-    save_file(
-        tensors,
-        temporary,
-        {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()},
-    )
+    temporary.write_bytes(save(tensors, {key: str(value) for key, value in facts.items()}))
     os.replace(temporary, out)
 
 
