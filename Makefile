@@ -49,7 +49,7 @@ lock:  # requirements.lock: what a fresh environment resolves to today
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[book,test]'
 	sed -n '/^#/p' requirements.lock > requirements.lock.new
-	$(VENV)-lock/bin/python -m pip freeze --exclude vitq | grep -viE '^(nvidia|cuda|triton)' >> requirements.lock.new
+	$(VENV)-lock/bin/python -m pip freeze --all --exclude vitq --exclude pip | grep -viE '^(nvidia|cuda|triton)' >> requirements.lock.new
 	mv requirements.lock.new requirements.lock && rm -rf $(VENV)-lock build vitq.egg-info
 
 clean:

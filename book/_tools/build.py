@@ -4,44 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-import yaml
 from check_html import problems
+from contents import ROOT, notebooks, pages
 
-ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
 LOG = ROOT / "_build" / "build.log"
-
-
-def pages(toc: Path = ROOT / "_toc.yml") -> list[Path]:
-    """The source files that the table of contents names, in its order; a name without a file raises."""
-
-    def names(node: object) -> list[str]:
-        if isinstance(node, list):
-            return [name for item in node for name in names(item)]
-        if not isinstance(node, dict):
-            return []
-        own = [node[key] for key in ("root", "file") if key in node]
-        return own + [name for value in node.values() if isinstance(value, list) for name in names(value)]
-
-    found = []
-    for name in names(yaml.safe_load(toc.read_text())):
-        sources = [toc.parent / f"{name}{suffix}" for suffix in (".md", ".ipynb")]
-        found += [path for path in sources if path.is_file()] or [FileNotFoundError(f"_toc.yml names {name}: no file")]
-    for item in found:
-        if isinstance(item, Exception):
-            raise item
-    return found
-
-
-def notebooks() -> list[Path]:
-    """The notebooks of the table of contents."""
-    return [path for path in pages() if path.suffix == ".ipynb"]
 
 
 def run_notebooks(rerun: bool) -> str:
@@ -68,7 +41,7 @@ def build_html() -> str:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT,
                               env={**os.environ, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}).returncode
     if code:
-        lines = LOG.read_text(errors="replace").splitlines()
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", LOG.read_text(errors="replace")).splitlines()
         telling = [line for line in lines if "WARNING" in line or "ERROR" in line] or lines[-30:]
         raise RuntimeError("\n".join(["jupyter-book failed:", *telling, f"(all of it: {LOG})"]))
     return f"log in {LOG.relative_to(ROOT)}"
