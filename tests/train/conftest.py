@@ -40,6 +40,11 @@ def data():
 
 
 @pytest.fixture
+def make_problem():
+    return problem
+
+
+@pytest.fixture
 def make_network():
     return network
 

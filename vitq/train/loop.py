@@ -76,10 +76,11 @@ def fit(model: nn.Module, train_data: Any, config: TrainConfig, *, callbacks: It
         return run.train(config_hash({"config": config.to_dict(), "seed": seed, "identity": identity}))
 
 
-def training_source(data: Any, config: TrainConfig, seed: int, ranks: Ranks) -> Source:
-    """This rank's part of shuffled, augmented batches of `config.batch_size` images."""
+def training_source(data: Any, config: TrainConfig, seed: int, device: torch.device,
+                    part: tuple[int, int] = (0, 1)) -> Source:
+    """Shuffled, augmented batches of `config.batch_size` images, or one rank's part of them."""
     options = {} if config.augment is None else {"augment": config.augment}
-    return as_source(data, config.batch_size, train=True, seed=seed, device=ranks.device, part=ranks.part, **options)
+    return as_source(data, config.batch_size, train=True, seed=seed, device=device, part=part, **options)
 
 
 class _Run:
@@ -92,14 +93,14 @@ class _Run:
         if config.batch_size % self.parts:
             raise InputError(f"train.batch_size={config.batch_size}: give a multiple of accumulation times ranks, "
                              f"{self.parts}")
-        self.source = training_source(train_data, config, seed, ranks)
+        self.source = training_source(train_data, config, seed, ranks.device, ranks.part)
         if not len(self.source):
             raise InputError(f"train.batch_size={config.batch_size}: more than the training images; give less")
         torch.manual_seed(seed + ranks.index)
         self.model = model.to(ranks.device).train()
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        aside = training_source(train_data, config, seed + ASIDE_SEED, ranks)
+        aside = training_source(train_data, config, seed + ASIDE_SEED, ranks.device)
         total = config.total_steps(len(self.source))
         self.state = TrainState(self.model, ranks.device, total, batches=aside.iterate)
         self.evaluate = evaluate if callable(evaluate) or evaluate is None else (

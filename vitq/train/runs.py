@@ -24,7 +24,6 @@ from vitq.train.losses import Distillation
 from vitq.train.ranks import Ranks
 from vitq.train.remedies import build_remedy
 from vitq.train.run_config import RunConfig
-from vitq.train.sources import Source
 
 RESULT, MODEL, MODEL_REESTIMATED = "result.json", "model.safetensors", "model_bn.safetensors"
 
@@ -96,7 +95,7 @@ class _Run:
     def _train(self, model: nn.Module) -> TrainResult:
         config, settings = self.config, self.config.train
         if config.limit_batches is not None:
-            total = settings.total_steps(len(self._source(config.seed)))
+            total = settings.total_steps(len(training_source(self.train_data, settings, 0, self.ranks.device)))
             settings = dataclasses.replace(settings, epochs=None, steps=min(total, config.limit_batches))
         loss = None
         if self.teacher is not None:
@@ -125,12 +124,9 @@ class _Run:
         return evaluate(model, self.test_data, batch_size=min(256, 2 * self.config.train.batch_size),
                         limit=self.config.limit_batches, teacher=self.teacher, ranks=self.ranks)
 
-    def _source(self, seed: int) -> Source:
-        return training_source(self.train_data, self.config.train, seed, self.ranks)
-
     def _images(self, count: int) -> Iterator[Tensor]:
         """The images of `count` training batches in an order of their own; small sets are gone through again."""
-        source = self._source(self.config.seed + ASIDE_SEED)
+        source = training_source(self.train_data, self.config.train, self.config.seed + ASIDE_SEED, self.ranks.device)
         epochs = (source.iterate(epoch) for epoch in itertools.count())
         return (images for images, _ in itertools.islice(itertools.chain.from_iterable(epochs), count))
 
