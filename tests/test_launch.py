@@ -56,7 +56,8 @@ def test_declared_parameters_have_types_defaults_and_help():
 
 @pytest.mark.parametrize(
     "name, value, expected",
-    [("bits", 3, 3), ("lr", 1, 1.0), ("lr", "1e-3", 0.001), ("clip", None, None), ("clip", 2.5, 2.5), ("layers", [3], [3])],
+    [("bits", 3, 3), ("lr", 1, 1.0), ("lr", "1e-3", 0.001), ("clip", None, None), ("clip", 2.5, 2.5),
+     ("layers", [3], [3])],
 )  # fmt: skip
 def test_values_from_yaml_that_fit(name, value, expected):
     result = checked(**{name: value})[name]
@@ -82,8 +83,11 @@ def test_text_is_read_as_the_declared_type(name, text, expected):
     assert checked(from_text=True, **{name: text})[name] == expected
 
 
-@pytest.mark.parametrize("name, text", [("bits", "08"), ("bits", "four"), ("bits", "3.0"), ("lr", "fast"), ("layers", "8"),
-                                        ("verbose", "yes"), ("lr", "inf")])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, text",
+    [("bits", "08"), ("bits", "four"), ("bits", "3.0"), ("lr", "fast"), ("layers", "8"), ("verbose", "yes"),
+     ("lr", "inf")],
+)  # fmt: skip
 def test_text_that_does_not_fit(name, text):
     with pytest.raises(InputError, match=name):
         checked(from_text=True, **{name: text})
@@ -148,7 +152,8 @@ def test_failed_cell_is_one_line_and_leaves_the_notebook_alone(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_the_kernel_and_all_that_it_started(tmp_path, number):
-    child = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'], start_new_session={})"
+    sleeper = "[sys.executable, '-c', 'import time; time.sleep(300)']"
+    child = f"import subprocess, sys; subprocess.Popen({sleeper}, start_new_session={{}})"
     cells = [child.format(False), child.format(True), "open('started', 'w').close()\nimport time; time.sleep(300)"]
     notebook = write_notebook(tmp_path / "n.ipynb", *cells, FOOTER)
     code = f"""
@@ -196,10 +201,10 @@ def test_clean_environment_drops_what_misleads_torchrun(monkeypatch):
 
 def test_torchrun_passes_output_and_failure_on(tmp_path, capfd):
     script = tmp_path / "job.py"
-    script.write_text("import os, sys, vitq.records\nprint('rank', os.environ['RANK'])\nsys.exit(int(sys.argv[1]))")
+    script.write_text("import os, sys, vitq.testing\nprint('rank', os.environ['RANK'])\nsys.exit(int(sys.argv[1]))")
     launch.torchrun([str(script), "0"])
     assert "rank 0" in capfd.readouterr().out
-    assert "vitq.records" in provenance.imported_modules()
+    assert "vitq.testing" in provenance.imported_modules()
     with pytest.raises(launch.RunFailed, match="failed with status 1"):
         launch.torchrun([str(script), "5"])
     with pytest.raises(InputError, match="nproc"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -122,7 +123,8 @@ def torchrun(args: Sequence[str], nproc: int = 1, env: Mapping[str, str] | None 
     os.close(handle)
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, environment.cores() // nproc)))}
     child = clean_environment() | threads | dict(env or {}) | {provenance.REPORT_VARIABLE: report}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}", *args]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
+    command += ["-m", __name__, *args]
     process = subprocess.Popen(
         command,
         env=child,
@@ -142,3 +144,17 @@ def torchrun(args: Sequence[str], nproc: int = 1, env: Mapping[str, str] | None 
         os.unlink(report)
     if code != 0:
         raise RunFailed(f"torchrun {' '.join(args)} failed with status {code}", code if code > 0 else 128 - code)
+
+
+def _run_reported(args: list[str]) -> None:
+    """Run a script or `-m module` as Python would; provenance, imported above, reports at exit what it imported."""
+    sys.argv = args[1:] if args[0] == "-m" else args
+    if args[0] == "-m":
+        runpy.run_module(args[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = str(Path(args[0]).resolve().parent)
+        runpy.run_path(args[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    _run_reported(sys.argv[1:])

@@ -71,6 +71,10 @@ def module_hash(module: str) -> str:
     file = _module_file(module)
     if file is None:
         return "absent"
+    return _hash_of(file)
+
+
+def _hash_of(file: Path) -> str:
     status = file.stat()
     return _file_hash(file, status.st_mtime_ns, status.st_size)
 
@@ -129,10 +133,10 @@ if REPORT_VARIABLE in os.environ:  # set by launch.torchrun, whose children cann
 
 def _weights_hashes() -> dict[str, str]:
     """Hashes of the shipped weights, when this kernel could have loaded them."""
-    if "vitq.zoo" not in imported_modules():
+    if not {"vitq.zoo", "vitq.micro"} & set(imported_modules()):
         return {}
     files = sorted((PACKAGE / "weights").glob("*.safetensors"))
-    return {file.name: _file_hash(file, file.stat().st_mtime_ns, file.stat().st_size) for file in files}
+    return {file.name: _hash_of(file) for file in files}
 
 
 def footer(seconds: float | None = None) -> None:
@@ -267,7 +271,7 @@ def is_stale(path: str | Path, data: dict[str, str] | None = None) -> tuple[bool
     changed += [f"module {name}" for name, value in entry["modules"].items() if value != module_hash(name)]
     for name, value in entry.get("weights", {}).items():
         file = PACKAGE / "weights" / name
-        if not file.is_file() or _file_hash(file, file.stat().st_mtime_ns, file.stat().st_size) != value:
+        if not file.is_file() or _hash_of(file) != value:
             changed.append(f"weights {name}")
     changed += [f"data {name}" for name, value in (data or {}).items() if entry["data"].get(name, value) != value]
     return bool(changed), "changed: " + ", ".join(changed) if changed else ""

@@ -53,7 +53,7 @@ def summarize(values: Iterable[float]) -> dict[str, Any]:
 class Record:
     """One result, over all its seeds.
 
-    `metrics` maps a name (published tables use the same, such as `top1_post_bn`) to `{"mean", "std", "values"}`, one
+    `metrics` maps a name (published tables use the same, such as `top1`) to `{"mean", "std", "values"}`, one
     value a seed in the order of `seeds`; plain numbers or lists of numbers are summarized. `paper` is `{"value",
     "source"}` of the published figure this reruns. What is left empty in the second half is filled in by `write`.
 
