@@ -100,16 +100,17 @@ def test_run_reads_parameters_as_text(capsys, monkeypatch, tmp_path):
 
 
 def test_run_refuses_parameters_before_any_work(capsys, tmp_path):
-    cell = {"cell_type": "code", "id": "a", "metadata": {"tags": ["parameters"]}, "outputs": [], "execution_count": None,
-            "source": "bits: int = 4  # weight bits\ndata_path: str = ''\ndevice: str = 'cpu'"}  # fmt: skip
-    (tmp_path / "n.ipynb").write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    cell = {"cell_type": "code", "id": "a", "metadata": {"tags": ["parameters"]}, "outputs": [],
+            "execution_count": None, "source": "bits: int = 4  # weight bits\ndata_path: str = ''\ndevice: str = 'cpu'"}  # fmt: skip
+    notebook = tmp_path / "n.ipynb"
+    notebook.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
     for parameter, code, words in (
         (("bitz", "3"), 2, "bits (int, default 4: weight bits)"),
         (("bits", "three"), 2, "must be int"),
         (("data_path", "absent"), 3, "data_path"),
         (("device", "cuda:99"), 3, "device"),
     ):
-        found, _, err = call(capsys, "run", str(tmp_path / "n.ipynb"), "-p", *parameter)
+        found, _, err = call(capsys, "run", str(notebook), "-p", *parameter)
         assert found == code and words in err and err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["n.ipynb"]
 

@@ -39,8 +39,8 @@ def test_words_and_layout_do_not_change_the_hash(old, new):
 
 @pytest.mark.parametrize(
     "old, new",
-    [("- 2.0", "+ 2.0"), ("2.0", "2.5"), ("2.0", "2"), ("sqrt", "exp"), ("y=None", "y=0"), (".2f", ".3f"), ("f(x", "g(x"),
-     ("- 2.0", "- (2.0 or x)"), ("y=None", "y")],
+    [("- 2.0", "+ 2.0"), ("2.0", "2.5"), ("2.0", "2"), ("sqrt", "exp"), ("y=None", "y=0"), (".2f", ".3f"),
+     ("f(x", "g(x"), ("- 2.0", "- (2.0 or x)"), ("y=None", "y")],
 )  # fmt: skip
 def test_code_changes_the_hash(old, new):
     assert provenance.code_hash(SOURCE.replace(old, new)) != provenance.code_hash(SOURCE)

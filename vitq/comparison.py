@@ -68,13 +68,13 @@ def claims(folder: str | Path | None = None) -> pandas.DataFrame:
     """The claims that the book tests, one row each, indexed by claim id.
 
     Returns:
-        columns published (table name), model, baseline (a dict for `compare`, or None), statement, source.
+        columns published (table name), model, baseline (a dict for `compare`, empty for none), statement, source.
     """
     import pandas as pd
 
     table = pd.read_csv((folder or published_folder()) / "claims.csv", dtype=str, keep_default_na=False)
     pairs = [[part.split("=", 1) for part in text.split(";") if part] for text in table["baseline"]]
-    table["baseline"] = pd.Series([dict(pair) or None for pair in pairs], dtype=object)
+    table["baseline"] = pd.Series([dict(pair) for pair in pairs], dtype=object)
     return table.set_index("claim")
 
 
@@ -115,7 +115,7 @@ def compare(
         published: from `published`, filtered to one model if the table has several.
         keys: columns by which a record belongs to a published figure.
         baseline: key columns and values of the row that others are compared with, such as `{"method": "LSQ"}`; the
-            other keys stay as they are. None makes no comparison and gives "measured" for the verdict.
+            other keys stay as they are. Without one nothing is compared and the verdict is "measured".
         smoke: what to do with smoke records, which are no results: "refuse" or "drop".
 
     Returns:
@@ -167,7 +167,7 @@ def _differences(table: pandas.DataFrame, keys: list[str], baseline: Mapping[str
     import pandas as pd
 
     columns = ["reported_difference", "difference", "error"]
-    if baseline is None:
+    if not baseline:
         return pd.DataFrame(math.nan, index=table.index, columns=columns)
     if unknown := [key for key in baseline if key not in keys]:
         raise InputError(f"baseline names {', '.join(unknown)}, which is not among the keys {', '.join(keys)}")
@@ -193,7 +193,7 @@ def _is_baseline(row: Mapping, baseline: Mapping[str, str]) -> bool:
 def _row_verdict(row: Mapping, records: pandas.DataFrame, keys: list[str], baseline: Mapping[str, str] | None) -> str:
     if math.isnan(row["mean"]):
         return f"not run: {_reason(row, records, keys)}"
-    if baseline is None:
+    if not baseline:
         return "measured"
     if _is_baseline(row, baseline):
         return BASELINE

@@ -16,6 +16,7 @@ from . import environment
 OK, MISSING, OPTIONAL = "ok", "missing", "not found"
 NEEDED = ("torch", "torchvision", "timm", "accelerate", "safetensors", "pandas", "seaborn", "scikit-learn",
           "scikit-image", "papermill", "jupyter-book")  # fmt: skip
+BOOK_WEIGHTS = ("mobilenet_micro", "efficientnet_lite0")
 FREE_GB = 2.0
 INSTALL = "pip install -c requirements.lock -e '.[book,test]'"
 PYTHONS = ((3, 11), (3, 14))
@@ -125,22 +126,22 @@ def _part_of(data: str, module: str, package: str) -> Check:
 
 
 def _weights() -> list[Check]:
-    """What `vitq.zoo.names` says of each full-precision model; a shipped one has to be there, others need not be."""
-    if importlib.util.find_spec("torch") is None:
+    """What `vitq.zoo.names` says of each full-precision model."""
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("timm") is None:
         return []
-    try:
-        from . import zoo
-    except ImportError:
-        return []
+    from . import zoo
+
     found = []
     for row in zoo.names().reset_index().to_dict("records"):
-        if "*" in str(row["name"]) or "NAME" in str(row["name"]):
-            continue
-        here = str(row["found"]).lower() in ("true", "found", "yes")
-        needed = "shipped" in str(row["source"]).lower()
-        status = OK if here else MISSING if needed else OPTIONAL
-        mend = "" if here else "git checkout vitq/weights" if needed else INSTALL
-        found.append(Check(f"weights of {row['name']}", status, f"{row['source']}", mend))
+        name, here = f"weights of {row['name']}", row["found"] == "found"
+        if row["name"].startswith("timm:"):
+            found.append(Check(name, OK, row["found"]))
+        elif here:
+            found.append(Check(name, OK, f"{row['source']}, {row['size']}"))
+        else:
+            status = MISSING if row["name"] in BOOK_WEIGHTS else OPTIONAL
+            mend = "git checkout vitq/weights" if row["source"] == "shipped" else INSTALL
+            found.append(Check(name, status, row["found"], mend))
     return found
 
 

@@ -42,6 +42,8 @@ def summarize(values: Iterable[float]) -> dict[str, Any]:
     values = [float(value) for value in values]
     if not values:
         raise InputError("a metric needs at least one value")
+    if not all(map(math.isfinite, values)):
+        raise InputError(f"a metric needs finite numbers, not {values}")
     return {
         "mean": statistics.fmean(values),
         "std": statistics.stdev(values) if len(values) > 1 else None,
