@@ -1,32 +1,54 @@
 """The data, network and teacher that a run configuration names."""
 
 import copy
+import dataclasses
 from typing import Any
 
 from torch import nn
 
 from vitq import data, zoo
+from vitq.errors import InputError
 from vitq.train.run_config import RunConfig
 
 
 def load_data(config: RunConfig) -> tuple[Any, Any]:
-    """Training and test set, normalised for the network of the run."""
+    """Training and test set."""
     given = config.data
     shared = {"size": given.image_size, "seed": given.seed, "path": given.path}
-    train = data.load(given.name, "train", images=given.train_images, **shared)
-    test = data.load(given.name, given.test_split, images=given.test_images, **shared)
-    return train, test
+    return (data.load(given.name, "train", images=given.train_images, **shared),
+            data.load(given.name, given.test_split, images=given.test_images, **shared))
 
 
 def load_model(config: RunConfig, dataset: Any) -> nn.Module:
-    """The full-precision network at the start, with as many outputs as the labels need."""
-    return zoo.load(config.model, pretrained=config.pretrained, checkpoint=config.checkpoint)
+    """The full-precision network at the start, with as many outputs as the labels have classes.
+
+    A run that looks at a teacher alone keeps the network's own classes, whatever the labels of its images are.
+    """
+    teacher_alone = config.teacher is not None and config.teacher.weight == 1
+    return zoo.load(config.model, pretrained=config.pretrained, checkpoint=config.checkpoint,
+                    num_classes=None if teacher_alone else dataset.num_classes)
 
 
-def load_teacher(config: RunConfig, model: nn.Module, dataset: Any) -> nn.Module | None:
-    """The network to distil from: a copy of `model` before quantization, or another of the zoo."""
+def load_teacher(config: RunConfig, model: nn.Module) -> nn.Module | None:
+    """The network to distil from: a copy of `model` before quantization, or another of the zoo.
+
+    Raises:
+        InputError: it has another number of classes.
+    """
     if config.teacher is None:
         return None
     if config.teacher.model == "self":
         return copy.deepcopy(model)
-    return zoo.load(config.teacher.model, checkpoint=config.teacher.checkpoint)
+    teacher = zoo.load(config.teacher.model, checkpoint=config.teacher.checkpoint)
+    if teacher.num_classes != model.num_classes:
+        raise InputError(f"teacher.model={config.teacher.model!r}: it has {teacher.num_classes} classes and "
+                         f"{config.model} has {model.num_classes}; give one with as many")
+    return teacher
+
+
+def preprocessed(dataset: Any, model: nn.Module, config: RunConfig) -> Any:
+    """The data set with the normalisation of the network and, in a folder set, its crop and interpolation."""
+    wanted = zoo.preprocessing(model)
+    dataset = dataset.normalized_for(wanted["mean"], wanted["std"])
+    crop = {name: getattr(config.data, name) or wanted[name] for name in ("crop_pct", "interpolation")}
+    return dataclasses.replace(dataset, **crop) if hasattr(dataset, "crop_pct") else dataset

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from vitq.errors import InputError, MissingError
@@ -39,7 +40,7 @@ def save_checkpoint(folder: Path | str, step: int, tensors: dict[str, Tensor], m
         for rest in folder.glob(".tmp-*"):
             shutil.rmtree(rest)
         aside.mkdir()
-        blob = safetensors.torch.save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
+        blob = _serialize(tensors)
         meta = {"format": FORMAT, "step": step, "sha256": hashlib.sha256(blob).hexdigest(), **meta}
         _write(aside / TENSORS, blob)
         _write(aside / META, json.dumps(meta, indent=1).encode())
@@ -103,6 +104,29 @@ def latest_checkpoint(folder: Path | str) -> tuple[dict[str, Tensor], dict[str, 
 def list_checkpoints(folder: Path | str) -> list[Path]:
     """Checkpoint folders, oldest first."""
     return sorted(path for path in Path(folder).glob("step-*") if path.is_dir())
+
+
+def save_tensors(path: Path | str, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file atomically.
+
+    Raises:
+        MissingError: it cannot be written; an older file stays as it was.
+    """
+    path = Path(path)
+    aside = path.with_name(f".tmp-{path.name}")
+    try:
+        _write(aside, _serialize(tensors))
+        aside.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise MissingError(f"{path}: {error.strerror or error}; free space and run the same command again") from error
+
+
+def _serialize(tensors: dict[str, Tensor]) -> bytes:
+    copies = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+              for name, tensor in tensors.items()}
+    return safetensors.torch.save(copies)
 
 
 def _write(path: Path, blob: bytes) -> None:

@@ -22,6 +22,8 @@ class DataConfig:
         test_images: number of test images; None for all.
         test_split: "test" or "val".
         seed: of generated images; not the seed of the run.
+        crop_pct: share of the shorter side that evaluation crops of a folder set keep; None for the network's own.
+        interpolation: of the resize of a folder set, "bilinear" or "bicubic"; None for the network's own.
     """
 
     name: str = "digits"
@@ -31,9 +33,13 @@ class DataConfig:
     test_images: int | None = None
     test_split: Literal["test", "val"] = "test"
     seed: int = 0
+    crop_pct: float | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
 
     def __post_init__(self) -> None:
         check_types(self, "data")
+        require(self.crop_pct is None or 0 < self.crop_pct <= 1, "data", "crop_pct", self.crop_pct,
+                "give a share in (0, 1]")
         for name in ("image_size", "train_images", "test_images"):
             value = getattr(self, name)
             require(value is None or value >= 1, "data", name, value, "give at least 1, or null for the default")

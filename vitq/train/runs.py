@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import resource
 import sys
@@ -14,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import vitq
+from vitq import zoo
 from vitq.errors import InputError
 from vitq.files import read_json, write_json
-from vitq.train.assembly import load_data, load_model, load_teacher
+from vitq.train import checkpoints
+from vitq.train.assembly import load_data, load_model, load_teacher, preprocessed
 from vitq.train.evaluation import evaluate, has_batch_norm, reestimated
 from vitq.train.lock import RunLock
 from vitq.train.loop import ASIDE_SEED, TrainResult, fit, training_source
@@ -38,9 +39,10 @@ def run(config: RunConfig, out: Path | str) -> dict[str, Any]:
 
     Returns:
         The content of result.json: config, config_hash, metrics, steps, seconds, peak_memory_mb, data_version,
-        weights_sha256 of the weights at the start. Among the metrics are top1_pre_bn as trained, top1 after batch-norm
-        re-estimation (the same where there is none), train_loss, those of the remedies, and, if asked for,
-        top1_float and top1_start before training; with a teacher also the agreement with it.
+        test_images, device, ranks, and the fingerprint of the weights at the start (`vitq.zoo.fingerprint`). Among the
+        metrics are top1_pre_bn as trained and top1 after batch-norm re-estimation (the same where there is none), in
+        percent, train_loss, those of the remedies, and, if asked for, top1_float and top1_start before training; with
+        a teacher also the agreement with it, and without accuracy if its classes are not those of the images.
 
     Raises:
         InputError: wrong configuration, a folder that holds another run or is in use, or a run that diverged.
@@ -62,16 +64,19 @@ class _Run:
 
     def __init__(self, config: RunConfig, spec: Any, remedies: list, out: Path, ranks: Ranks):
         self.config, self.spec, self.remedies, self.out, self.ranks = config, spec, remedies, out, ranks
-        self.train_data, self.test_data = load_data(config)
-        self.float = load_model(config, self.train_data).to(ranks.device)
-        self.teacher = load_teacher(config, self.float, self.train_data)
+        torch.manual_seed(config.seed)  # weights without a checkpoint, a new head
+        train_data, test_data = load_data(config)
+        self.float = load_model(config, train_data).to(ranks.device)
+        self.train_data, self.test_data = (preprocessed(part, self.float, config) for part in (train_data, test_data))
+        self.labelled = self.float.num_classes == train_data.num_classes
+        self.teacher = load_teacher(config, self.float)
         if self.teacher is not None:
             self.teacher.to(ranks.device)
 
     def run(self) -> dict[str, Any]:
         before = {}
         model = self.float if self.spec is None else vitq.quantize(self.float, self.spec)
-        start = _sha256(self.float)
+        start = zoo.fingerprint(self.float)
         if self.config.evaluate_before:
             before["top1_float"] = self._evaluate(self.float).get("top1")
         if self.spec is not None:
@@ -80,12 +85,14 @@ class _Run:
                 before["top1_start"] = self._evaluate(model).get("top1")
         trained = self._train(model)
         metrics = before | self._final(model, trained)
+        images = metrics.pop("images")
+        self._save(model)
         result = {
             "config": self.config.to_dict(), "config_hash": self.config.hash,
             "metrics": {name: value for name, value in metrics.items() if value is not None},
             "steps": trained.steps, "seconds": round(trained.seconds, 3), "peak_memory_mb": peak_memory_mb(),
-            "data_version": self.train_data.version, "weights_sha256": start, "device": str(self.ranks.device),
-            "ranks": self.ranks.count,
+            "data_version": self.train_data.version, "test_images": images, "fingerprint": start,
+            "device": str(self.ranks.device), "ranks": self.ranks.count,
         }
         if self.ranks.main:
             write_json(self.out / RESULT, result)
@@ -102,27 +109,31 @@ class _Run:
             loss = Distillation(self.teacher, config.teacher.temperature, config.teacher.weight,
                                 settings.label_smoothing)
         return fit(model, self.train_data, settings, callbacks=self.remedies, evaluate=self._evaluate, loss=loss,
-                   out=self.out, seed=config.seed, identity=config.to_dict())
+                   out=self.out, seed=config.seed, identity=[config.to_dict(), self.train_data.version])
 
     def _final(self, model: nn.Module, trained: TrainResult) -> dict[str, float]:
         metrics = dict(trained.final)
         count = self._limited(self.config.bn_reestimation.batches)
         if count and has_batch_norm(model):
-            twin = reestimated(model, list(self._images(count)))
+            twin = reestimated(model, self._images(count))
             after = self._evaluate(twin)
+            self._save(twin, MODEL_REESTIMATED)
         else:
-            kept = ("top1", "top5", "loss", "agreement")
-            twin, after = None, {name: metrics[name] for name in kept if name in metrics}
-        metrics |= {f"{name}_pre_bn": metrics.get(name) for name in after if name != "images"} | after
-        if self.ranks.main and self.spec is not None:
-            vitq.save(model, self.out / MODEL)
-            if twin is not None:
-                vitq.save(twin, self.out / MODEL_REESTIMATED)
-        return metrics
+            after = {name: metrics[name] for name in ("top1", "top5", "loss", "agreement") if name in metrics}
+        return metrics | {f"{name}_pre_bn": metrics[name] for name in after if name != "images"} | after
+
+    def _save(self, model: nn.Module, name: str = MODEL) -> None:
+        if not self.ranks.main:
+            return
+        if self.spec is not None:
+            vitq.save(model, self.out / name, num_classes=model.num_classes)
+        else:
+            checkpoints.save_tensors(self.out / name, model.state_dict())
 
     def _evaluate(self, model: nn.Module) -> dict[str, float]:
-        return evaluate(model, self.test_data, batch_size=min(256, 2 * self.config.train.batch_size),
-                        limit=self.config.limit_batches, teacher=self.teacher, ranks=self.ranks)
+        metrics = evaluate(model, self.test_data, batch_size=min(256, 2 * self.config.train.batch_size),
+                           limit=self.config.limit_batches, teacher=self.teacher, ranks=self.ranks)
+        return {name: value for name, value in metrics.items() if self.labelled or name in ("agreement", "images")}
 
     def _images(self, count: int) -> Iterator[Tensor]:
         """The images of `count` training batches in an order of their own; small sets are gone through again."""
@@ -149,11 +160,3 @@ def _finished(out: Path, config: RunConfig) -> dict[str, Any] | None:
     if not isinstance(result, dict) or result.get("config_hash") != config.hash:
         raise InputError(f"out={str(out)!r}: it holds the result of another run; give another folder or delete it")
     return result
-
-
-def _sha256(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
