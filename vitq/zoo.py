@@ -66,18 +66,19 @@ def load(
     return model.eval()
 
 
-def names() -> list[dict[str, str]]:
-    """One row a model: name, source, size in megabytes, and "found" or what is missing in one line."""
+def names():
+    """A pandas table, one row a model (its index): source, size, and "found" or what is missing in one line."""
+    import pandas
+
     rows = []
     for name in NAMES:
         source = "shipped" if name in MICRO else f"wheel {_LITE0['wheel']}"
         try:
-            file = _usual_file(name)
-            rows.append({"name": name, "source": source, "size": _megabytes(file), "found": "found"})
-        except MissingError as error:
-            rows.append({"name": name, "source": source, "size": "", "found": str(error)})
-    source = "timm: downloaded, or a file given as checkpoint"
-    return [*rows, {"name": "timm:NAME", "source": source, "size": "", "found": "needs a network or checkpoint=PATH"}]
+            rows.append((name, source, _megabytes(_usual_file(name)), "found"))
+        except (MissingError, InputError) as error:
+            rows.append((name, source, "", str(error)))
+    rows.append(("timm:NAME", "timm, with a network", "", "downloaded at first use, or pass checkpoint=PATH"))
+    return pandas.DataFrame(rows, columns=["name", "source", "size", "found"]).set_index("name")
 
 
 def preprocessing(model: nn.Module) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 """
 
 import os
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -46,11 +47,11 @@ def load(
     """
     _check(name, split, size, images, seed)
     if name == "imagenet":
-        dataset = _imagenet(split, size, images, path, num_classes)
+        dataset = _module(name).load(name, split, _folder_path(path), size, images, num_classes)
     elif path is not None:
         raise InputError(f"path={str(path)!r} is for imagenet only; {name} needs none")
     else:
-        dataset = _loader(name)(split, size, images, seed)
+        dataset = _module(name).load(split, size, images, seed)
     if num_classes is not None and dataset.num_classes != num_classes:
         raise InputError(f"num_classes={num_classes}, but {name} has {dataset.num_classes} classes")
     return dataset
@@ -100,69 +101,40 @@ def batches(
     raise InputError(f"dataset must come from vitq.data.load, got {type(dataset).__name__}")
 
 
-def names() -> list[dict[str, str]]:
-    """One row a data set: name, source, images (of the splits train, val and test), and whether it is found.
+def names():
+    """A pandas table, one row a data set (its index): source, images a split, and "found" or what is missing."""
+    import pandas
 
-    The value of "found" is "found", or what is missing in one line.
-    """
     sources = {
         "digits": "scikit-learn wheel",
         "glyphs": "rendered from matplotlib's fonts",
         "photos": "photographs of the scikit-image and scikit-learn wheels",
         "imagenet": "folder named by path or VITQ_IMAGENET",
     }
-    return [
-        {"name": name, "source": source, "images": _images(name), "found": _found(name)}
-        for name, source in sources.items()
-    ]
+    rows = [(name, source, *_look(name)) for name, source in sources.items()]
+    return pandas.DataFrame(rows, columns=["name", "source", "images", "found"]).set_index("name")
 
 
-def _loader(name: str):
-    if name == "digits":
-        from vitq.data.digits import load_digits as loader
-    elif name == "glyphs":
-        from vitq.data.glyphs import load_glyphs as loader
-    else:
-        from vitq.data.photos import load_photos as loader
-    return loader
+def _module(name: str):
+    return import_module(f"vitq.data.{'folder' if name == 'imagenet' else name}")
 
 
-def _imagenet(split: str, size: int | None, images: int | None, path, num_classes: int | None) -> FolderSet:
-    from vitq.data.folder import load_folder
-
-    return load_folder("imagenet", split, _imagenet_path(path), size, images, num_classes)
-
-
-def _imagenet_path(path: str | Path | None = None) -> str | Path:
+def _folder_path(path: str | Path | None) -> str | Path:
     path = path or os.environ.get("VITQ_IMAGENET")
     if not path:
         raise MissingError("imagenet needs path=FOLDER (or the variable VITQ_IMAGENET) that holds train/ and val/")
     return path
 
 
-def _images(name: str) -> str:
-    if name == "imagenet":
-        return "all files"
-    sizes = __import__(_loader(name).__module__, fromlist=["SIZES"]).SIZES
-    return " / ".join(str(sizes[split]) for split in SPLITS)
-
-
-def _found(name: str) -> str:
+def _look(name: str) -> tuple[str, str]:
+    """Images in train / val / test, and "found" or what is missing."""
+    module = _module(name)
+    images = "all files" if name == "imagenet" else " / ".join(str(module.SIZES[split]) for split in SPLITS)
     try:
-        if name == "imagenet":
-            root = Path(_imagenet_path()).expanduser()
-            missing = [part for part in ("train", "val") if not (root / part).is_dir()]
-            return f"no folder {root / missing[0]}" if missing else "found"
-        if name == "digits":
-            from vitq.data.digits import _file as look
-        elif name == "glyphs":
-            from vitq.data.glyphs import _font_folder as look
-        else:
-            from vitq.data.photos import _files_hash as look
-        look()
+        module.require(*([_folder_path(None)] if name == "imagenet" else []))
     except MissingError as error:
-        return str(error)
-    return "found"
+        return images, str(error)
+    return images, "found"
 
 
 def _check(name: str, split: str, size: int | None, images: int | None, seed: int) -> None:

@@ -12,7 +12,7 @@ from vitq.errors import InputError, MissingError
 SIZES = {"train": 1_200, "val": 200, "test": 397}
 
 
-def load_digits(split: str, size: int | None = None, images: int | None = None, seed: int = 0) -> ImageSet:
+def load(split: str, size: int | None = None, images: int | None = None, seed: int = 0) -> ImageSet:
     """Handwritten digits of 8 x 8 pixels, enlarged bilinearly, the same in all three channels.
 
     Args:
@@ -24,7 +24,7 @@ def load_digits(split: str, size: int | None = None, images: int | None = None, 
     size, count = size or 32, images or SIZES[split]
     if count > SIZES[split]:
         raise InputError(f"images must be at most {SIZES[split]} for digits {split}, got {count}")
-    table = np.loadtxt(_file(), delimiter=",", dtype=np.float32)  # 64 pixels of 0 to 16 and the digit
+    table = np.loadtxt(require(), delimiter=",", dtype=np.float32)  # 64 pixels of 0 to 16 and the digit
     names = list(SIZES)
     start = sum(SIZES[name] for name in names[: names.index(split)])
     rows = table[np.random.default_rng(seed).permutation(len(table))[start : start + count]]
@@ -44,7 +44,8 @@ def load_digits(split: str, size: int | None = None, images: int | None = None, 
     )
 
 
-def _file() -> Path:
+def require() -> Path:
+    """The table of digits, or MissingError."""
     spec = importlib.util.find_spec("sklearn")  # found, not imported: that takes a second
     file = Path(spec.submodule_search_locations[0], "datasets", "data", "digits.csv.gz") if spec else None
     if file is None or not file.is_file():

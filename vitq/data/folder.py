@@ -105,7 +105,7 @@ class FolderSet(Dataset):
         return replace(self, samples=[self.samples[i] for i in chosen], version=f"{self.version}-spread{count}")
 
 
-def load_folder(
+def load(
     name: str,
     split: str,
     path: str | Path,
@@ -127,11 +127,7 @@ def load_folder(
         MissingError: The folder, or train or val in it, does not exist.
         InputError: A class folder is empty, train and val differ in their classes, or there are not `num_classes`.
     """
-    root = Path(path).expanduser()
-    folders = {part: root / part for part in ("train", "val")}
-    for folder in (root, *folders.values()):
-        if not folder.is_dir():
-            raise MissingError(f"path={str(path)!r} must hold train/CLASS/ and val/CLASS/: no folder {folder}")
+    folders = require(path)
     classes = _classes(folders, num_classes)
     here = folders["train" if split == "train" else "val"]
     samples = _samples(here, classes)
@@ -147,6 +143,16 @@ def load_folder(
         version=f"{name}-{_hash(here, samples)}-{split}-{len(samples)}",
     )
     return dataset.subset(images) if images else dataset
+
+
+def require(path: str | Path) -> dict[str, Path]:
+    """The folders train and val, or MissingError."""
+    root = Path(path).expanduser()
+    folders = {part: root / part for part in ("train", "val")}
+    for folder in (root, *folders.values()):
+        if not folder.is_dir():
+            raise MissingError(f"path={str(path)!r} must hold train/CLASS/ and val/CLASS/: no folder {folder}")
+    return folders
 
 
 def _classes(folders: dict[str, Path], num_classes: int | None) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ MEAN, STD = (0.25, 0.25, 0.25), (0.2, 0.2, 0.2)
 _TILE, _INK = 1.5, 1.25  # side of a mask and of the glyph in it, in image sides
 
 
-def load_glyphs(split: str, size: int | None = None, images: int | None = None, seed: int = 0) -> ImageSet:
+def load(split: str, size: int | None = None, images: int | None = None, seed: int = 0) -> ImageSet:
     """Rendered glyphs of 41 classes in 19 fonts.
 
     Splits come from disjoint random streams. Fewer images are the first of more images (same split, size and seed).
@@ -142,7 +142,7 @@ def _tiles(size: int) -> list[list]:
     side, ink = round(size * _TILE), size * _INK
     tiles = []
     for name in FONTS:
-        file, tiles_of_font = str(_font_folder() / f"{name}.ttf"), []
+        file, tiles_of_font = str(require() / f"{name}.ttf"), []
         probe = ImageFont.truetype(file, 100, layout_engine=ImageFont.Layout.BASIC)
         for character in CLASSES:
             left, top, right, bottom = probe.getbbox(character)
@@ -167,12 +167,13 @@ def _fonts_hash() -> str:
 
     digest = hashlib.sha256(str(features.version("freetype2")).encode())
     for name in FONTS:
-        digest.update((_font_folder() / f"{name}.ttf").read_bytes())
+        digest.update((require() / f"{name}.ttf").read_bytes())
     return digest.hexdigest()[:8]
 
 
 @cache
-def _font_folder() -> Path:
+def require() -> Path:
+    """The folder of the fonts, or MissingError."""
     spec = importlib.util.find_spec("matplotlib")
     folder = Path(spec.submodule_search_locations[0]) / "mpl-data" / "fonts" / "ttf" if spec else Path()
     missing = [name for name in FONTS if not (folder / f"{name}.ttf").is_file()]

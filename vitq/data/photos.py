@@ -38,7 +38,7 @@ SIZES = {"train": 1_024, "val": 128, "test": 512}
 REGIONS = {"train": (0.0, 0.5), "val": (0.5, 0.65), "test": (0.65, 1.0)}
 
 
-def load_photos(split: str, size: int | None = None, images: int | None = None, seed: int = 0) -> ImageSet:
+def load(split: str, size: int | None = None, images: int | None = None, seed: int = 0) -> ImageSet:
     """Random resized crops: 25 to 100 % of a region's area, aspect 3/4 to 4/3, mirrored half of the time.
 
     The normalisation maps pixels to [-1, 1] as EfficientNet-lite expects; `ImageSet.normalized_for` changes it.
@@ -129,6 +129,11 @@ def _files_hash() -> str:
     for package, file in FILES:
         digest.update(_path(package, file).read_bytes())
     return digest.hexdigest()[:8]
+
+
+def require() -> None:
+    """MissingError if a photograph is not there."""
+    _files_hash()
 
 
 def _path(package: str, file: str) -> Path:
