@@ -100,8 +100,8 @@ def test_run_reads_parameters_as_text(capsys, monkeypatch, tmp_path):
 
 
 def test_run_refuses_parameters_before_any_work(capsys, tmp_path):
-    cell = {"cell_type": "code", "id": "a", "metadata": {"tags": ["parameters"]}, "outputs": [],
-            "execution_count": None, "source": "bits: int = 4  # weight bits\ndata_path: str = ''\ndevice: str = 'cpu'"}  # fmt: skip
+    source = "bits: int = 4  # weight bits\ndata_path: str = ''\ndevice: str = 'cpu'"
+    cell = {"cell_type": "code", "id": "a", "metadata": {"tags": ["parameters"]}, "source": source, "outputs": []}
     notebook = tmp_path / "n.ipynb"
     notebook.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
     for parameter, code, words in (

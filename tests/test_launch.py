@@ -114,22 +114,36 @@ def test_missing_folder_and_device_are_found_before_any_work(tmp_path, monkeypat
     launch.preflight({"data": "digits", "data_path": "", "device": "cpu"}, tmp_path)
 
 
-def test_run_in_place_is_tidy_and_stamped(tmp_path):
+def test_run_in_place_is_tidy_and_stamped(tmp_path, capsys):
     record = "from pathlib import Path; Path('r.json').write_text('{}')"
-    notebook = write_notebook(tmp_path / "n.ipynb", "print(bits)", FOOTER)
-    launch.run_notebook(notebook)
+    (tmp_path / "beside.py").write_text("ANSWER = 42")
+    notebook = write_notebook(tmp_path / "n.ipynb", "print(bits, flush=True)\nimport beside, time", FOOTER)
+    launch.run_notebook(notebook, show_output=True)
+    assert capsys.readouterr().out == "4\n"
     content = json.loads(notebook.read_text())
     assert [cell["execution_count"] for cell in content["cells"]] == [1, 2, 3]
     assert "papermill" not in json.dumps(content) and "injected" not in json.dumps(content)
     assert content["cells"][1]["outputs"][0]["text"] in ("4\n", ["4\n"])
     assert content["metadata"]["vitq"]["parameters"]["bits"] == 4
     assert provenance.is_stale(notebook) == (False, "")
+    (tmp_path / "beside.py").write_text("ANSWER = 41")
+    assert provenance.is_stale(notebook) == (True, "changed: module ./beside.py")
     other = launch.run_notebook(notebook, tmp_path / "other.ipynb", params={"bits": "3"}, from_text=True)
     assert other.parameters["bits"] == 3 and "injected-parameters" in other.out.read_text()
     assert json.loads(other.out.read_text())["metadata"]["vitq"]["parameters"]["bits"] == 3
     with_record = write_notebook(tmp_path / "r.ipynb", record, FOOTER)
     found = launch.run_notebook(with_record, tmp_path / "o.ipynb", params={"record": "r.json"})
     assert found.record == tmp_path / "r.json"
+
+
+def test_pieces_of_a_stream_are_joined():
+    pieces = [("stdout", "a\n"), ("stdout", "b"), ("stderr", "c\n"), ("stdout", "d\n")]
+    outputs = [{"output_type": "stream", "name": name, "text": [text]} for name, text in pieces]
+    shown = {"output_type": "display_data", "data": {}, "metadata": {}}
+    cell = {"cell_type": "code", "metadata": {"papermill": {}}, "outputs": [*outputs, shown]}
+    found = launch.tidy({"metadata": {"papermill": {}}, "cells": [cell]})
+    assert found["metadata"] == {} and found["cells"][0]["metadata"] == {}
+    assert [output.get("text") for output in found["cells"][0]["outputs"]] == [["a\n", "b"], ["c\n"], ["d\n"], None]
 
 
 def test_absent_or_old_record_is_a_failure(tmp_path):

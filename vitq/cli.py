@@ -157,7 +157,8 @@ def _plus_minus(mean: float, std: float) -> str:
 def _models(given: argparse.Namespace) -> int:
     from . import zoo
 
-    print(zoo.names().to_string())
+    for row in zoo.names().reset_index().to_dict("records"):
+        print(f"{row['name']:<18}  {row['size']:>8}  {row['source']}: {row['found']}")
     return 0
 
 

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,44 +156,44 @@ def _papermill(path: Path, working: Path, values: Mapping[str, Any], show_output
 
     working.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        given = Path(scratch) / "parameters.yml"
+        given, printed, log = (Path(scratch) / name for name in ("parameters.yml", "printed", "log"))
         given.write_text(yaml.safe_dump(dict(values)), encoding="utf-8")
+        printed.touch()
         command = [sys.executable, "-m", "papermill", str(path.resolve()), str(working.resolve())]
         command += ["--parameters_file", str(given)] if values else []
-        command += [
-            "--cwd",
-            str(path.resolve().parent),
-            "--kernel",
-            "python3",
-            "--no-progress-bar",
-            "--autosave-cell-every",
-            "30",
-        ]
-        command += ["--stdout-file", "/dev/stdout"] if show_output and os.path.exists("/dev/stdout") else []
-        with open(Path(scratch) / "log", "w+", encoding="utf-8") as log:
-            code = _supervised(command, log, None if show_output else log)
-            log.seek(0)
-            return code, log.read()
+        command += ["--cwd", str(path.resolve().parent), "--kernel", "python3", "--no-progress-bar"]
+        command += ["--autosave-cell-every", "30", "--stdout-file", str(printed)]
+        with open(log, "w", encoding="utf-8") as file, open(printed, encoding="utf-8", errors="replace") as tail:
+            shown = (lambda: print(tail.read(), end="", flush=True)) if show_output else (lambda: None)
+            code = _supervised(command, file, shown)
+        return code, log.read_text(encoding="utf-8", errors="replace")
 
 
-def _supervised(command: Sequence[str], log: Any, output: Any) -> int:
-    """Run a command; a signal to this process, or the command's end, ends all that it has started."""
+def _supervised(command: Sequence[str], log: Any, tick: Callable[[], None]) -> int:
+    """Run a command, calling `tick` now and then; a signal to this process, or its end, ends all that it started."""
     mark = uuid.uuid4().hex
     received: list[int] = []
     before = {number: _handle(number, received) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     process = subprocess.Popen(
-        command, stdout=output, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1", _MARK: mark}, preexec_fn=end_with_parent,
-    )  # fmt: skip
+        command,
+        stdout=log,
+        stderr=log,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1", _MARK: mark},
+        preexec_fn=end_with_parent,
+    )
     try:
         while process.poll() is None and not received:
             time.sleep(0.1)
+            tick()
     finally:
         end_marked(_MARK, mark)
         process.wait()
         for number, handler in before.items():
             if handler is not None:
                 signal.signal(number, handler)
+    tick()
     return 128 + received[0] if received else process.returncode
 
 
@@ -205,7 +205,12 @@ def _handle(number: int, received: list[int]) -> Any:
 
 
 def tidy(notebook: dict, keep_injected: bool = False) -> dict:
-    """A notebook (parsed JSON) without papermill's metadata and, unless kept, without the injected parameters."""
+    """A notebook (parsed JSON) without papermill's metadata, with the pieces of one stream of output joined.
+
+    Args:
+        notebook: changed in place and returned.
+        keep_injected: keep the cell of parameters that papermill has injected.
+    """
     notebook["metadata"].pop("papermill", None)
     cells = []
     for cell in notebook["cells"]:
@@ -216,9 +221,24 @@ def tidy(notebook: dict, keep_injected: bool = False) -> dict:
             cell["metadata"].pop(name, None)
         if not tags:
             cell["metadata"].pop("tags", None)
+        if "outputs" in cell:
+            cell["outputs"] = _joined(cell["outputs"])
         cells.append(cell)
     notebook["cells"] = cells
     return notebook
+
+
+def _joined(outputs: list[dict]) -> list[dict]:
+    """Outputs with consecutive pieces of stdout, or of stderr, made one."""
+    joined: list[dict] = []
+    for output in outputs:
+        if output["output_type"] == "stream":
+            text = "".join(output["text"])
+            if joined and joined[-1].get("name") == output["name"]:
+                text = "".join(joined.pop()["text"]) + text
+            output = output | {"text": text.splitlines(keepends=True)}
+        joined.append(output)
+    return joined
 
 
 def _failure(path: Path, working: Path, code: int, log: str) -> RunFailed:

@@ -61,17 +61,24 @@ def _is_docstring(node: Any) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def _module_file(module: str) -> Path | None:
-    stem = PACKAGE.joinpath(*module.split(".")[1:])
-    return next((file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()), None)
+def _module_file(module: str, folder: Path | None = None) -> Path | None:
+    if module.startswith("./"):
+        files = ((folder or Path.cwd()) / module,)
+    else:
+        stem = PACKAGE.joinpath(*module.split(".")[1:])
+        files = (stem.with_suffix(".py"), stem / "__init__.py")
+    return next((file for file in files if file.is_file()), None)
 
 
-def module_hash(module: str) -> str:
-    """Code hash of a `vitq` module by its dotted name; "absent" if there is no such module now."""
-    file = _module_file(module)
-    if file is None:
-        return "absent"
-    return _hash_of(file)
+def module_hash(module: str, folder: Path | None = None) -> str:
+    """Code hash of a module, or "absent" if there is no such module now.
+
+    Args:
+        module: dotted name of a `vitq` module, or `./helper.py` for one that lies beside the notebook.
+        folder: of the notebook; the working directory if None.
+    """
+    file = _module_file(module, folder)
+    return "absent" if file is None else _hash_of(file)
 
 
 def _hash_of(file: Path) -> str:
@@ -86,9 +93,12 @@ def _file_hash(file: Path, modified_ns: int, size: int) -> str:
 
 
 def imported_modules() -> list[str]:
-    """Names of the `vitq` modules imported here or in reported child processes, without the bookkeeping."""
-    here = {name for name in sys.modules if name == "vitq" or name.startswith("vitq.")}
-    return sorted(name for name in (here | _reported) - BOOKKEEPING if _module_file(name))
+    """The `vitq` modules, and those beside the notebook, that were imported here or in reported child processes."""
+    here = os.getcwd()
+    names = {name for name in sys.modules if name.startswith("vitq.")}
+    files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
+    names |= {f"./{os.path.basename(file)}" for file in files if file.endswith(".py") and os.path.dirname(file) == here}
+    return sorted(name for name in (names | _reported) - BOOKKEEPING if _module_file(name))
 
 
 def source_hash() -> str:
@@ -257,7 +267,7 @@ def is_stale(path: str | Path, data: dict[str, str] | None = None) -> tuple[bool
     Returns:
         stale or not, and the reason: what has changed, or "" where nothing has.
     """
-    notebook = read_notebook(Path(path))
+    notebook, folder = read_notebook(Path(path)), Path(path).parent
     entry = notebook.get("metadata", {}).get("vitq")
     if not isinstance(entry, dict) or "hash" not in entry:
         return True, "it has not been run yet: it stores no provenance"
@@ -268,7 +278,7 @@ def is_stale(path: str | Path, data: dict[str, str] | None = None) -> tuple[bool
         changed.append("its code cells")
     now, then = _plain(parameters.resolved(notebook)), entry["parameters"]
     changed += [f"parameter {name}" for name in sorted({*now, *then}) if now.get(name) != then.get(name)]
-    changed += [f"module {name}" for name, value in entry["modules"].items() if value != module_hash(name)]
+    changed += [f"module {name}" for name, value in entry["modules"].items() if value != module_hash(name, folder)]
     for name, value in entry.get("weights", {}).items():
         file = PACKAGE / "weights" / name
         if not file.is_file() or _hash_of(file) != value:
