@@ -53,6 +53,21 @@ def test_normalisation_is_that_of_the_set(folder):
     assert raw.min() >= 0 and raw.max() <= 1 and torch.allclose((raw - mean) / std, dataset[5][0], atol=1e-5)
 
 
+def test_preprocessing_follows_the_model(folder):
+    import timm
+
+    model = timm.create_model("test_efficientnet", pretrained_cfg_overlay={"crop_pct": 0.5, "mean": (0.1, 0.2, 0.3)})
+    dataset, fitted = load(folder), load(folder).for_model(model)
+    assert (fitted.mean, fitted.crop_pct, fitted.size) == ((0.1, 0.2, 0.3), 0.5, 32)
+    assert not fitted[0][0].equal(dataset[0][0])
+    assert dataset.for_model(torch.nn.Identity()) == dataset
+
+
+def test_hidden_folders_are_no_classes(folder):
+    (folder / "val" / ".cache").mkdir()
+    assert load(folder).classes == CLASSES
+
+
 def test_training_batches_do_not_depend_on_who_reads_them(folder):
     dataset = load(folder, "train")
     first = everything(dataset, train=True, seed=1, epoch=2)

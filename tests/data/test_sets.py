@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -162,3 +164,12 @@ def test_the_table_of_sets_needs_no_generation(own_cache, monkeypatch):
     assert list(table.index) == list(data.NAMES)
     assert (table["found"] == "found").sum() == 3 and "VITQ_IMAGENET" in table.loc["imagenet", "found"]
     assert not own_cache.exists()
+
+
+def test_importing_costs_nothing_heavy():
+    code = (
+        "import sys, torch; before = set(sys.modules); import vitq.data, vitq.zoo; "
+        "print({name.partition('.')[0] for name in set(sys.modules) - before})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "{'vitq'}"

@@ -114,15 +114,15 @@ class FolderBatches(Batches):
 
     Args:
         augment: False reads training images as for evaluation.
-        workers: Processes that read, by default one a core and at most 8, none for fewer than 256 images.
+        workers: Processes that read; by default at most 8, one for each core that this process has to itself, and none
+            for fewer than 256 images.
         arguments: Those of `Batches`.
     """
 
     def __init__(self, *arguments, augment: int | bool | None = None, workers: int | None = None, **more):
         super().__init__(*arguments, **more)
         self.random = self.train and (augment is None or augment is not False)
-        few = len(self.dataset) < 256
-        self.workers = workers if workers is not None else 0 if few else min(8, len(os.sched_getaffinity(0)))
+        self.workers = (0 if len(self.dataset) < 256 else _cores()) if workers is None else workers
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         loader = torch.utils.data.DataLoader(
@@ -140,6 +140,11 @@ class FolderBatches(Batches):
             if self.device is not None:
                 images, labels = (t.to(self.device, non_blocking=True) for t in (images, labels))
             yield images, labels
+
+
+def _cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def _generator(seed: int, *key: int) -> torch.Generator:

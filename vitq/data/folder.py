@@ -94,8 +94,18 @@ class FolderSet(Dataset):
         )
 
     def normalized_for(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> "FolderSet":
-        """The same images with the normalisation of another network, for example that of `vitq.zoo.preprocessing`."""
+        """The same images with another normalisation."""
         return replace(self, mean=tuple(mean), std=tuple(std))
+
+    def for_model(self, model: torch.nn.Module) -> "FolderSet":
+        """The same images resized, cropped and normalised as a model of timm's expects, at this set's size.
+
+        Args:
+            model: With `pretrained_cfg`, as every model of `vitq.zoo` has; unchanged for a model that does not say.
+        """
+        cfg = getattr(model, "pretrained_cfg", None) or {}
+        fields = ("mean", "std", "crop_pct", "interpolation")
+        return replace(self, **{field: cfg[field] for field in fields if cfg.get(field)})
 
     def subset(self, count: int) -> "FolderSet":
         """`count` images spread evenly over the files, and so over the classes."""
@@ -158,7 +168,10 @@ def require(path: str | Path) -> dict[str, Path]:
 def _classes(folders: dict[str, Path], num_classes: int | None) -> tuple[str, ...]:
     from timm.utils.misc import natural_key
 
-    found = {part: {entry.name for entry in os.scandir(folder) if entry.is_dir()} for part, folder in folders.items()}
+    found = {
+        part: {entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."}
+        for part, folder in folders.items()
+    }
     for part, folder in folders.items():
         if not found[part]:
             raise InputError(f"{folder} is empty: it must hold one folder for each class")

@@ -40,8 +40,17 @@ class ImageSet:
         return len(self.labels)
 
     def normalized_for(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> "ImageSet":
-        """The same images with the normalisation of another network, for example that of `vitq.zoo.preprocessing`."""
+        """The same images with another normalisation."""
         return replace(self, mean=tuple(mean), std=tuple(std))
+
+    def for_model(self, model: torch.nn.Module) -> "ImageSet":
+        """The same images normalised as a model of timm's expects; unchanged for a model that does not say.
+
+        Args:
+            model: With `pretrained_cfg`, as every model of `vitq.zoo` has.
+        """
+        cfg = getattr(model, "pretrained_cfg", None) or {}
+        return self.normalized_for(cfg.get("mean") or self.mean, cfg.get("std") or self.std)
 
     def subset(self, count: int) -> "ImageSet":
         """The first `count` images; labels of generated sets are balanced over any multiple of the class count."""
