@@ -29,7 +29,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "setup: $(VENV) with $$($(PYTHON) --version), versions of requirements.lock (some minutes, once)"
 	@start=$$SECONDS; \
 	if [ ! -x $(BIN)/python ]; then $(PYTHON) -m venv $(VENV); fi; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[book,test]'; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c requirements.lock \
+	  -e '.[book,test]'; \
 	echo "setup: done in $$((SECONDS - start)) s"
 	@touch $@
 

@@ -36,6 +36,14 @@ def test_lock_satisfies_what_the_project_asks_for(requirement):
     assert requirement.specifier.contains(LOCK[canonicalize_name(requirement.name)])
 
 
+@pytest.mark.parametrize("python", ["3.11.0", "3.12.0", "3.13.0"])
+def test_locked_packages_accept_every_python_of_the_project(python):
+    needs = {d.name: d.metadata["Requires-Python"] for d in importlib.metadata.distributions()
+             if LOCK.get(canonicalize_name(d.name)) == d.version and d.metadata["Requires-Python"]}
+    assert len(needs) > 50
+    assert not {name: text for name, text in needs.items() if not SpecifierSet(text).contains(python)}
+
+
 def test_lock_is_complete():
     todo, seen = [(r.name, r.extras) for r in requirements()], set()
     while todo:
