@@ -31,7 +31,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 RECIPES = {
     "mobilenet_micro": {"epochs": 30, "learning_rate": 6e-3},
     "vit_micro": {"epochs": 40, "learning_rate": 2e-3},
-    "swin_micro": {"epochs": 30, "learning_rate": 2e-3},
+    "swin_micro": {"epochs": 25, "learning_rate": 2e-3},
 }
 
 
@@ -93,14 +93,14 @@ def vit_micro(pretrained: bool = False, **kwargs) -> VisionTransformer:
 
 @register_model
 def swin_micro(pretrained: bool = False, **kwargs) -> SwinTransformer:
-    """A Swin transformer of three stages (16 x 16, 8 x 8 and 4 x 4 tokens) with windows of 4 x 4."""
+    """A Swin transformer of two stages (8 x 8 and 4 x 4 tokens) with windows of 4 x 4."""
     settings = dict(
         img_size=32,
-        patch_size=2,
+        patch_size=4,
         window_size=4,
-        embed_dim=24,
-        depths=(2, 2, 2),
-        num_heads=(2, 4, 8),
+        embed_dim=48,
+        depths=(2, 4),
+        num_heads=(3, 6),
         mlp_ratio=2,
         drop_path_rate=0.0,
         num_classes=len(CLASSES),
