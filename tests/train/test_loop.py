@@ -42,7 +42,7 @@ def test_accumulation_equals_the_large_batch(data, make_network, config):
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
 
 
-@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"channels_last": True}, {"optimizer": "adamw"},
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"channels_last": False}, {"optimizer": "adamw"},
                                      {"decay": "weights", "weight_decay": 0.1}, {"schedule_per": "epoch"}])
 def test_options_train(data, make_network, config, changes):
     result = fit(make_network(), data, config(steps=40, **changes))

@@ -38,7 +38,8 @@ class TrainConfig:
         checkpoint_every: steps between two checkpoints; None for each epoch, 0 for the end only.
         evaluate_every: steps between two evaluations; None for each epoch, 0 for the end only.
         compile: run the model through torch.compile.
-        channels_last: keep images and convolutions in channels-last layout.
+        channels_last: keep images and convolutions in channels-last layout, which the convolutions of a CPU and of a
+            GPU in bf16 run faster in (a third less time a step for the micro MobileNet).
         device: "auto", "cpu" or "cuda".
         augment: of training batches, see `vitq.data.batches`; None for the data set's own.
 
@@ -66,7 +67,7 @@ class TrainConfig:
     checkpoint_every: int | None = None
     evaluate_every: int | None = 0
     compile: bool = False
-    channels_last: bool = False
+    channels_last: bool = True
     device: Literal["auto", "cpu", "cuda"] = "auto"
     augment: bool | int | None = None
 

@@ -91,6 +91,10 @@ def _unpack_optimizer(optimizer: torch.optim.Optimizer, described: dict[str, Any
         index, key = path.split(".", 1)
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": described["groups"]})
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:  # fused steps need the parameter's layout
+                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -25,8 +25,6 @@ class TrainingStep:
         self.loss, self.needs_images = loss, getattr(loss, "needs_images", False)
         self.wrapped = ranks.wrap(model, config.compile)
         self.clipped = [p for p in model.parameters() if p.requires_grad] if config.clip is not None else []
-        layout = torch.channels_last if config.channels_last else torch.preserve_format
-        self.layout = {"memory_format": layout, "non_blocking": True}
 
     def __call__(self, images: Tensor, labels: Tensor, learning_rate: float) -> Tensor:
         total = self._gradients(images, labels)
@@ -61,7 +59,9 @@ class TrainingStep:
         if len(labels) != expected:
             raise InputError(f"train_data: a batch of {len(labels)} images; give {expected}, that is train.batch_size "
                              "over the number of ranks")
-        images, labels = images.to(device, **self.layout), labels.to(device, non_blocking=True)
+        layout = torch.channels_last if self.config.channels_last and images.ndim == 4 else torch.preserve_format
+        images = images.to(device, non_blocking=True, memory_format=layout)
+        labels = labels.to(device, non_blocking=True)
         pieces = self.config.accumulation
         return list(zip(images.chunk(pieces), labels.chunk(pieces), strict=True))
 
