@@ -31,6 +31,11 @@ record: str = ""  # result record
 FOOTER = "from vitq.provenance import footer\nfooter()"
 
 
+@pytest.fixture(autouse=True)
+def run_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "_run_folder", lambda: tmp_path / "runs")
+
+
 def write_notebook(path: Path, *cells: str) -> Path:
     tags = [["parameters"], *([] for _ in cells)]
     content = [
