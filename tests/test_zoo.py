@@ -216,6 +216,21 @@ def test_the_training_command(tmp_path, monkeypatch, capsys):
     models = [zoo.load("mobilenet_micro", checkpoint=tmp_path / f"{name}.safetensors") for name in ("one", "two")]
     assert zoo.fingerprint(models[0]) == zoo.fingerprint(models[1])
     assert not list(tmp_path.glob("*.tmp"))
-    capsys.readouterr()
-    assert micro.main([*arguments, str(tmp_path / "no" / "three.safetensors")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["resnet"], "name"),
+        (["vit_micro", "--epochs", "0"], "epochs"),
+        (["vit_micro", "--epochs", "many"], "epochs"),
+        (["vit_micro", "--learning-rate", "-1"], "learning_rate"),
+        (["vit_micro", "--images", "0"], "images"),
+        (["vit_micro", "--out", "no/such/folder/file.safetensors"], "out"),
+    ],
+)
+def test_wrong_arguments_of_the_training_command_cost_one_line(arguments, word, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert micro.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and word in err

@@ -1,7 +1,7 @@
 """Micro networks for 32 x 32 images, small enough for dozens of training runs on one processor core.
 
 Importing this module registers them in timm, so that `timm.create_model("mobilenet_micro", pretrained=True)` works.
-`python -m vitq.micro NAME --out FILE` trains one on the `glyphs` data set and writes the weights that are shipped.
+`python -m vitq.micro NAME` trains one on the `glyphs` data set and writes such weights as are shipped.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -138,6 +139,9 @@ def train(
         raise InputError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
     if not Path(out).resolve().parent.is_dir():
         raise InputError(f"out must lie in an existing folder, got {str(out)!r}")
+    for label, value in (("epochs", epochs), ("learning_rate", learning_rate)):
+        if value is not None and value <= 0:
+            raise InputError(f"{label} must be more than 0, got {value}")
     recipe = RECIPES[name]
     epochs, learning_rate = epochs or recipe["epochs"], learning_rate or recipe["learning_rate"]
     torch.manual_seed(seed)
@@ -201,17 +205,23 @@ def _save(model: nn.Module, out: Path, facts: dict) -> None:
     os.replace(temporary, out)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line of this module."""
-    parser = argparse.ArgumentParser(prog="python -m vitq.micro", description="Train a micro network on glyphs.")
-    parser.add_argument("name", choices=NAMES)
-    parser.add_argument("--out", required=True, help="safetensors file to write")
+    parser = _Parser(prog="python -m vitq.micro", description="Train a micro network on glyphs.")
+    parser.add_argument("name", help=", ".join(NAMES))
+    parser.add_argument("--out", help="safetensors file to write, by default NAME.safetensors in this folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--images", type=int, help="training images instead of all 20,000")
-    options = vars(parser.parse_args(arguments))
     try:
+        options = vars(parser.parse_args(arguments))
+        options["out"] = options["out"] or f"{options['name']}.safetensors"
         print(json.dumps(train(**options)))
     except InputError as error:
         print(error, file=sys.stderr)
