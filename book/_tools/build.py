@@ -32,6 +32,13 @@ def run_notebooks(rerun: bool) -> str:
     return f"{len(todo)} of {len(reasons)} run"
 
 
+def make_tables() -> str:
+    """Make the tables of the claims from the records."""
+    from claims import write_tables
+
+    return f"{len(write_tables())} changed"
+
+
 def build_html() -> str:
     """Run Jupyter Book; its output goes to a log file, of which a failure shows what matters."""
     LOG.parent.mkdir(exist_ok=True)
@@ -71,6 +78,7 @@ def main() -> int:
     rerun = parser.parse_args().rerun
     try:
         step("notebooks", lambda: run_notebooks(rerun))
+        step("tables", make_tables)
         step("pages", build_html)
         step("check", check_html)
     except Exception as error:

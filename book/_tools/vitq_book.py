@@ -165,7 +165,7 @@ class TableDirective(BookDirective):
         elif column == "record" and text and record.is_file():
             inside = self.download(record, record.stem)
         else:
-            inside = nodes.Text(text or "–")
+            inside = nodes.Text((heading(text) if column == "metric" else text) or "–")
         return nodes.entry("", nodes.paragraph("", "", inside), classes=classes)
 
 

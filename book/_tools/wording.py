@@ -10,6 +10,7 @@ VERDICTS = {
     "measured": ("base", "•"),
     "opposite": ("oppose", "✗"),
     "inconclusive": ("open", "≈"),
+    "mixed": ("open", "±"),
     "baseline": ("base", "="),
     "not run": ("notrun", "○"),
 }
@@ -18,8 +19,7 @@ HEADINGS = {
     "kl_max": "largest KL",
     "kl_mean": "mean KL",
     "top1": "top-1 (%)",
-    "top1_pre_bn": "top-1 before (%)",
-    "top1_post_bn": "top-1 after (%)",
+    "top1_pre_bn": "top-1 before re-estimation (%)",
     "train_loss": "training loss",
     "oscillating_percent": "oscillating (%)",
 }

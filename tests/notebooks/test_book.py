@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from check_html import problems
+from claims import made_tables, overall
 from contents import ROOT, pages, table_file, tables
 
 START = "import sys; from jupyter_book.cli.main import main; sys.argv[0] = 'jupyter-book'; main()"
@@ -43,6 +44,27 @@ def test_every_table_has_its_file():
     named = {table_file(name) for text in TEXTS.values() for name in tables(text)}
     assert len(named) >= 8
     assert not [path for path in named if not path.is_file()]
+
+
+def test_tables_of_claims_are_what_the_records_say():
+    stale = [name for name, table in made_tables().items()
+             if table_file(name).read_text(encoding="utf-8") != table.to_csv(index=False, lineterminator="\n")]
+    assert not stale, "run `make book`: it makes the tables again"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        (["not run: no GPU"] * 2, "not run: no GPU"),
+        (["same direction", "baseline"], "same direction"),
+        (["same direction"] * 2 + ["inconclusive within noise"], "same direction: 2 same, 0 opposite, 1 inconclusive"),
+        (["same direction", "opposite direction"], "mixed: 1 same, 1 opposite, 0 inconclusive"),
+        (["inconclusive: one seed", "not run: x"], "inconclusive within noise"),
+        (["measured"], "measured: nothing to compare with"),
+    ],
+)
+def test_verdict_on_a_claim(verdicts, expected):
+    assert overall(verdicts) == expected
 
 
 @pytest.mark.parametrize("page", TEXTS)
