@@ -1,7 +1,7 @@
 # make book    set up and build the book; RERUN=1 runs every notebook again
 # make test    set up, lint and run every test
 # make bench   set up and time the package
-# make lint    ruff alone          make clean   remove what was built (not .venv; `make distclean` does)
+# make lint    ruff alone          make clean   remove what was built (not runs/; .venv by `make distclean`)
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := book
@@ -54,7 +54,7 @@ lock:  # requirements.lock: what a fresh environment resolves to today
 	mv requirements.lock.new requirements.lock && rm -rf $(VENV)-lock build vitq.egg-info
 
 clean:
-	rm -rf _build runs build dist vitq.egg-info .pytest_cache .ruff_cache
+	rm -rf _build build dist vitq.egg-info .pytest_cache .ruff_cache
 	find book notebooks tests vitq -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
