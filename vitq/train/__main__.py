@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 
 from vitq.errors import InputError, MissingError
@@ -21,9 +22,11 @@ def main(arguments: list[str] | None = None) -> int:
         from vitq.train.runs import run
         result = run(config, given.out)
     except (InputError, MissingError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if int(os.environ.get("RANK", 0)) == 0:  # under torchrun one rank speaks for all
+            print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 3
-    print(json.dumps(result["metrics"]))
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(json.dumps(result["metrics"]))
     return 0
 
 
