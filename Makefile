@@ -27,11 +27,12 @@ $(STAMP): requirements.lock pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then \
 	  echo "make: found no Python 3.11, 3.12 or 3.13 (with venv); install one or give PYTHON=/path/to/python" >&2; exit 3; fi
 	@echo "setup: $(VENV) with $$($(PYTHON) --version), versions of requirements.lock (some minutes, once)"
-	@start=$$SECONDS; \
-	if [ ! -x $(BIN)/python ]; then $(PYTHON) -m venv $(VENV); fi; \
+	@start=$$SECONDS; half=$(VENV)/.half-installed; \
+	if [ ! -x $(BIN)/python ] || [ -e $$half ]; then $(PYTHON) -m venv --clear $(VENV); fi; \
+	touch $$half; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c requirements.lock \
 	  -e '.[book,test]'; \
-	echo "setup: done in $$((SECONDS - start)) s"
+	rm $$half; echo "setup: done in $$((SECONDS - start)) s"
 	@touch $@
 
 book: setup
