@@ -9,6 +9,9 @@ from torch import nn
 from vitq.train import TrainConfig
 
 
+torch.set_num_threads(1)  # the problems are so small that threads would only wait for each other
+
+
 def problem(count: int = 96, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (N, 3, 8, 8) whose mean tells their label, 0 to 3."""
     generator = torch.Generator().manual_seed(seed)

@@ -22,14 +22,6 @@ class Crash(Callback):
             raise KeyboardInterrupt
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def smoke(**changes):
     fields = {
         "model": "mobilenet_micro", "data": {"name": "digits", "train_images": 128, "test_images": 40},
