@@ -8,7 +8,6 @@ from torch import nn
 
 from vitq.train import TrainConfig
 
-
 torch.set_num_threads(1)  # the problems are so small that threads would only wait for each other
 
 
