@@ -31,8 +31,8 @@ $(STAMP): requirements.lock pyproject.toml
 	if [ ! -x $(BIN)/python ] || [ -e $$half ]; then $(PYTHON) -m venv --clear $(VENV); fi; \
 	touch $$half; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c requirements.lock \
-	  -e '.[book,test]'; \
-	rm $$half; echo "setup: done in $$((SECONDS - start)) s"
+	  -e '.[book,test]' && \
+	rm $$half && echo "setup: done in $$((SECONDS - start)) s"
 	@touch $@
 
 book: setup

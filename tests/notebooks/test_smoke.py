@@ -63,5 +63,5 @@ def test_smoke_run_writes_a_whole_record_and_no_result(file, tmp_path, imagenet_
         assert all(math.isfinite(found["mean"]) for found in record.metrics.values())
 
 
-def test_smoke_counts_as_scale_of_some_notebook():
+def test_some_notebook_writes_a_record():
     assert any("record" in declared(path) for path in notebooks())
