@@ -61,13 +61,17 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def mobilenet_micro(pretrained: bool = False, **kwargs) -> EfficientNet:
-    """MobileNetV2's inverted residuals (depthwise 3 x 3, batch norm, ReLU6) from 16 x 16 down to 4 x 4."""
-    stages = [["ds_r1_k3_s1_c12"], ["ir_r2_k3_s2_e3_c24"], ["ir_r3_k3_s2_e4_c40"]]
+    """MobileNetV2's inverted residuals (depthwise 3 x 3, batch norm, ReLU6) from 16 x 16 down to 4 x 4.
+
+    It has 20,345 parameters and no more: a network with room to spare loses nothing at 3 bits, and then oscillations
+    cost nothing that could be measured.
+    """
+    stages = [["ds_r1_k3_s1_c8"], ["ir_r2_k3_s2_e4_c16"], ["ir_r2_k3_s2_e4_c24"]]
     settings = dict(
         block_args=decode_arch_def(stages),
-        stem_size=16,
+        stem_size=8,
         fix_stem=True,
-        num_features=192,
+        num_features=96,
         num_classes=len(CLASSES),
         act_layer=nn.ReLU6,
         norm_layer=partial(nn.BatchNorm2d),

@@ -1,7 +1,6 @@
 """One file a quantized model: safetensors, with the architecture and the QuantSpec in its header."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -20,27 +19,20 @@ def save(model: nn.Module, file: str | Path, *, name: str | None = None, **kwarg
         file: Path of the ``.safetensors`` file.
         name: Name for :func:`vitq.zoo.load`; by default the one the model was loaded with (``model.zoo_name``).
         kwargs: Further arguments of ``vitq.zoo.load``, e.g. ``num_classes``.
+
+    Raises:
+        InputError: The model is not one of ``vitq.quantize``, or its name is not known.
+        MissingError: The file cannot be written.
     """
-    from safetensors.torch import save as to_bytes
+    from vitq.train.checkpoints import save_tensors
 
     name = name or getattr(model, "zoo_name", None)
     if not hasattr(model, "quant_spec") or name is None:
-        raise InputError("model: only a model that vitq.quantize made from one of vitq.zoo (or with name=...) can be saved")
+        raise InputError("model: give one that vitq.quantize made from a model of vitq.zoo, or pass name=...")
     spec = json.dumps(model.quant_spec.to_dict())
     header = {"format": FORMAT, "name": name, "arguments": json.dumps(kwargs), "spec": spec}
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    file = Path(file)
-    temporary = file.with_name(file.name + f".{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(to_bytes(tensors, metadata=header))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"file={str(file)!r} could not be written: {error.strerror}; older files are kept") from None
-    return file
+    save_tensors(file, model.state_dict(), header)
+    return Path(file)
 
 
 def load(file: str | Path) -> nn.Module:

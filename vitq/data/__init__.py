@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from vitq import provenance
 from vitq.data.batches import Batches, FolderBatches, MemoryBatches
 from vitq.data.folder import FolderSet
 from vitq.data.images import ImageSet
@@ -54,6 +55,7 @@ def load(
         dataset = _module(name).load(split, size, images, seed)
     if num_classes is not None and dataset.num_classes != num_classes:
         raise InputError(f"num_classes={num_classes}, but {name} has {dataset.num_classes} classes")
+    provenance.note_data(dataset.name, dataset.version)
     return dataset
 
 

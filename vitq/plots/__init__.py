@@ -31,7 +31,9 @@ def style() -> None:
     })  # fmt: skip
 
 
-def grid(rows: int = 1, columns: int = 1, *, width: float = 7.5, height: float = 3.2, **options) -> "tuple[Figure, Axes]":
+def grid(
+    rows: int = 1, columns: int = 1, *, width: float = 7.5, height: float = 3.2, **options
+) -> "tuple[Figure, Axes]":
     """A figure of ``width`` inches and ``height`` inches a row, with its axes as ``plt.subplots`` gives them."""
     import matplotlib.pyplot as plt
 

@@ -106,8 +106,8 @@ def list_checkpoints(folder: Path | str) -> list[Path]:
     return sorted(path for path in Path(folder).glob("step-*") if path.is_dir())
 
 
-def save_tensors(path: Path | str, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file atomically.
+def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically, with `metadata` in its header.
 
     Raises:
         MissingError: it cannot be written; an older file stays as it was.
@@ -115,7 +115,7 @@ def save_tensors(path: Path | str, tensors: dict[str, Tensor]) -> None:
     path = Path(path)
     aside = path.with_name(f".tmp-{path.name}")
     try:
-        _write(aside, _serialize(tensors))
+        _write(aside, _serialize(tensors, metadata))
         aside.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -123,10 +123,10 @@ def save_tensors(path: Path | str, tensors: dict[str, Tensor]) -> None:
         raise MissingError(f"{path}: {error.strerror or error}; free space and run the same command again") from error
 
 
-def _serialize(tensors: dict[str, Tensor]) -> bytes:
+def _serialize(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
     copies = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
               for name, tensor in tensors.items()}
-    return safetensors.torch.save(copies)
+    return safetensors.torch.save(copies, metadata)
 
 
 def _write(path: Path, blob: bytes) -> None:

@@ -12,6 +12,7 @@ _HOME = {
     "freezing": "vitq.papers.nagel2022.freezing.IterativeFreezing",
     "tracking": "vitq.oscillation.OscillationTracking",
     "bn_reestimation": "vitq.papers.nagel2022.bn_reestimation.BatchNormReestimation",
+    "trace": "vitq.trace.WeightTrace",
 }
 
 
