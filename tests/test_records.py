@@ -238,3 +238,20 @@ def test_every_claim_compares(tmp_path):
         reported = reported[reported["model"] == row["model"]]
         found = records.compare(records.load_records(tmp_path, claim), reported, baseline=row["baseline"])
         assert len(found) == len(reported) > 0 and found["verdict"].str.startswith("not run").all(), claim
+
+
+def test_table_1_by_kind_is_the_mean_of_the_printed_layers():
+    printed, by_kind = records.published("nagel2022_t1"), records.published("nagel2022_t1_by_kind")
+    mobile = printed[printed["model"] == "MobileNetV2"]
+    kinds = {"depthwise": mobile["setting"].str.contains(r"\.1"), "pointwise": ~mobile["setting"].str.contains(r"\.1")}
+    for row in by_kind.to_dict("records"):
+        values = mobile[kinds[row["setting"]] & (mobile["metric"] == row["metric"])]["value"]
+        assert len(values) == (2 if row["setting"] == "depthwise" else 4)
+        assert row["value"] == pytest.approx(values.mean(), rel=1e-3)
+
+
+def test_a_counterpart_names_the_published_row(tmp_path):
+    Record(claim="c", model="m", method="LSQ", bits="W3", data="d", setting="lambda 1e-3", counterpart="lambda 1e-4",
+           metrics={"top1": [1.0, 2.0]}).write(tmp_path)
+    row = records.load_records(tmp_path).iloc[0]
+    assert (row["setting"], row["own_setting"]) == ("lambda 1e-4", "lambda 1e-3")

@@ -57,7 +57,8 @@ class Record:
 
     `metrics` maps a name (published tables use the same, such as `top1`) to `{"mean", "std", "values"}`, one
     value a seed in the order of `seeds`; plain numbers or lists of numbers are summarized. `paper` is `{"value",
-    "source"}` of the published figure this reruns. What is left empty in the second half is filled in by `write`.
+    "source"}` of the published figure this reruns. `counterpart` is the setting of the published row that a run stands
+    for where our own `setting` has to differ (a strength that suits a smaller network, say). What is left empty in the second half is filled in by `write`.
 
     Raises:
         InputError: a field has the wrong type, a number is not finite, or a scale, status or bit width is unknown.
@@ -73,6 +74,7 @@ class Record:
     scale: str = "small"
     variant: str = ""
     setting: str = ""
+    counterpart: str = ""
     images: int | None = None
     data_version: str = ""
     checkpoint: str = ""
@@ -207,7 +209,8 @@ def load_records(folder: str | Path | None = None, claim: str = "") -> pandas.Da
 
     Returns:
         columns claim, model, method, setting, variant, bits, data, metric, mean, std, n, values, scale, status,
-        reason, images, seconds, peak_memory_mb, date, file.
+        reason, images, seconds, peak_memory_mb, date, file. `setting` is that of the published counterpart where the
+        record names one; `own_setting` is always that of the run.
 
     Raises:
         InputError: a file is not a valid record; the message names it.
@@ -233,9 +236,10 @@ def load_records(folder: str | Path | None = None, claim: str = "") -> pandas.Da
             }
             rows.append(
                 {name: getattr(record, name) for name in shared}
+                | {"setting": record.counterpart or record.setting, "own_setting": record.setting}
                 | measured
                 | {name: getattr(record, name) for name in trailing}
                 | {"file": path.name}
             )
-    columns = [*shared, "metric", "mean", "std", "n", "values", *trailing, "file"]
+    columns = [*shared, "own_setting", "metric", "mean", "std", "n", "values", *trailing, "file"]
     return pd.DataFrame(rows, columns=columns).astype({"mean": float, "std": float})

@@ -24,14 +24,22 @@ def figure(value: float, std: float = math.nan, sign: bool = False) -> str:
 
 
 def compared(claim: str, row: pd.Series) -> pd.DataFrame:
-    """Published and measured figures of one claim, with verdicts and the file of each record."""
+    """Published and measured figures of one claim, with verdicts and the file of each record, a block a network."""
     published = records.published(row["published"])
+    published = published[published["model"] == row["model"]]
     measured = records.load_records(claim=claim)
     measured = measured[measured["scale"] != "smoke"]
-    table = records.compare(measured, published[published["model"] == row["model"]], baseline=row["baseline"] or None)
-    keys = list(comparison.KEYS)
-    files = measured[measured["status"] == "done"].set_index(keys)["file"].to_dict()
-    return table.assign(record=[files.get(tuple(line[k] for k in keys), "") for line in table.to_dict("records")])
+    done = measured[measured["status"] == "done"]
+    networks = list(dict.fromkeys(done["model"])) or [""]
+    keys, blocks = list(comparison.KEYS), []
+    for network in networks:
+        mine = measured[measured["model"] == network] if network else measured
+        table = records.compare(mine, published, baseline=row["baseline"] or None)
+        found = mine[mine["status"] == "done"].set_index(keys)[["file", "own_setting"]].to_dict("index")
+        lines = [found.get(tuple(line[k] for k in keys), {}) for line in table.to_dict("records")]
+        blocks.append(table.assign(network=network, record=[line.get("file", "") for line in lines],
+                                   own_setting=[line.get("own_setting", "") for line in lines]))
+    return pd.concat(blocks, ignore_index=True)
 
 
 def rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -39,6 +47,8 @@ def rows(table: pd.DataFrame) -> pd.DataFrame:
     lines = [
         {
             **{key: line[key] for key in comparison.KEYS},
+            "measured on": line["network"],
+            "our setting": "" if line["own_setting"] == line["setting"] else line["own_setting"],
             "published": figure(line["reported"], line["reported_std"]),
             "measured": figure(line["mean"], line["std"]),
             "seeds": str(line["n"] or ""),
