@@ -33,10 +33,11 @@ def run_notebooks(rerun: bool) -> str:
 
 
 def make_tables() -> str:
-    """Make the tables of the claims from the records."""
+    """Make the tables of the claims from the records, and the figure of README.md from its notebook."""
     from claims import write_tables
+    from readme_figure import write_figure
 
-    return f"{len(write_tables())} changed"
+    return f"{len(write_tables()) + write_figure()} changed"
 
 
 def build_html() -> str:
@@ -78,7 +79,7 @@ def main() -> int:
     rerun = parser.parse_args().rerun
     try:
         step("notebooks", lambda: run_notebooks(rerun))
-        step("tables", make_tables)
+        step("tables and README figure", make_tables)
         step("pages", build_html)
         step("check", check_html)
     except Exception as error:

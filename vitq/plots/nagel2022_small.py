@@ -135,7 +135,8 @@ def other_roundings(table: pd.DataFrame) -> "Figure":
                     markers=list(MARKERS[: table["kind"].nunique()]), s=50, ax=axes)  # fmt: skip
     axes.axhline(0, color="black", linewidth=0.8)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="training loss minus that of the converged network (nats)", ylabel="test top-1 difference\n(points)")
+    axes.set(xlabel="training loss minus that of the converged network (nats)",
+             ylabel="test top-1\ndifference (points)")
     axes.legend(title=None)
     return figure
 
