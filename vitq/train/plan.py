@@ -1,0 +1,92 @@
+"""The list of full runs: what each parameter file reruns, what was published, what it costs, whether it was run."""
+
+import argparse
+import csv
+import io
+import sys
+from pathlib import Path
+
+from vitq.errors import InputError, MissingError
+from vitq.files import write_text
+from vitq.train import rows
+from vitq.train.cost import Speed, count, estimate
+from vitq.train.roofline import A100
+from vitq.train.rows import Row
+from vitq.train.run_config import RunConfig
+
+START, END = "<!-- table: start -->", "<!-- table: end -->"
+COMMAND = "vitq run notebooks/nagel2022/imagenet.ipynb -f notebooks/params/full/{file}.yml -p data_path IMAGENET"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m vitq.train.cost FOLDER --out CSV`: exit status 0, 2 for wrong input, 3 for what is missing."""
+    parser = argparse.ArgumentParser(prog="python -m vitq.train.cost", description=__doc__)
+    parser.add_argument("folder", help="parameter files of full runs")
+    parser.add_argument("--out", required=True, help="CSV file to write")
+    parser.add_argument("--readme", help="Markdown file whose table, between two markers, is written too")
+    given = parser.parse_args(arguments)
+    try:
+        files = sorted(Path(given.folder).glob("*.yml"))
+        if not files:
+            raise MissingError(f"folder={given.folder!r}: there is no parameter file")
+        known: dict[tuple, Speed] = {}
+        lines = [line(row, speed_of(row.config, known)) for row in map(rows.read, files)]
+        write_text(given.out, as_csv(lines))
+        if given.readme:
+            write_text(given.readme, with_table(Path(given.readme).read_text(encoding="utf-8"), lines))
+    except (InputError, MissingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 3
+    total = sum(float(entry["GPU hours"]) for entry in lines)
+    print(f"{len(lines)} runs, {total:.0f} GPU hours on one {A100.name}")
+    return 0
+
+
+def line(row: Row, speed: Speed) -> dict[str, str]:
+    """One row of the list."""
+    cost, paper, main = estimate(row.config, speed, seeds=len(row.seeds)), rows.published_top1(row), row.main
+    return {
+        "file": row.name, "table": main["table"].rpartition("_")[2].upper(), "network": main["model"],
+        "method": main["method"], "setting": main["setting"], "bits": main["bits"],
+        "published top-1": f"{paper['value']:g}", "source": paper["source"], "epochs": str(row.config.train.epochs),
+        "seeds": str(len(row.seeds)), "GPU hours": f"{cost.device_hours:.0f}",
+        "GPU memory, GB": f"{cost.memory_gb:.0f}", "disk, GB": f"{cost.disk_gb:.1f}", "status": rows.status(row),
+    }
+
+
+def speed_of(config: RunConfig, known: dict[tuple, Speed]) -> Speed:
+    """Counted speed, kept in `known`: configurations that differ only in bits, rates and strengths share it."""
+    key = (config.model, config.quant["act_bits"] is None, *sorted(entry["name"] for entry in config.remedies))
+    if key not in known:
+        known[key] = count(config)
+    return known[key]
+
+
+def as_csv(lines: list[dict[str, str]]) -> str:
+    """The list as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def with_table(markdown: str, lines: list[dict[str, str]]) -> str:
+    """The text with the list, a command each, between its two markers.
+
+    Raises:
+        InputError: the markers are not there.
+    """
+    if START not in markdown or END not in markdown:
+        raise InputError(f"the Markdown file needs the lines {START} and {END}")
+    columns = ("file", "row", "published top-1, %", "seeds", "GPU hours", "status", "command")
+    table = [columns, ("---",) * len(columns), *map(_cells, lines)]
+    before, after = markdown.split(START)[0], markdown.split(END)[1]
+    return "\n".join([f"{before}{START}", *(f"| {' | '.join(cells)} |" for cells in table), f"{END}{after}"])
+
+
+def _cells(entry: dict[str, str]) -> tuple[str, ...]:
+    row = f"{entry['table']}: {entry['network']} {entry['bits']}, {entry['method']}"
+    row += f", {entry['setting']}" if entry["setting"] else ""
+    return (f"`{entry['file']}.yml`", row, entry["published top-1"], entry["seeds"], entry["GPU hours"], entry["status"],
+            f"`{COMMAND.format(file=entry['file'])}`")
