@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from vitq.errors import InputError
-from vitq.numerics import check_bits, fake_quantize, grad_scale, integer_codes, pack_codes, round_ste, unpack_codes
+from vitq.numerics import (
+    blend,
+    check_bits,
+    fake_quantize,
+    grad_scale,
+    integer_codes,
+    pack_codes,
+    round_ste,
+    unpack_codes,
+)
 
 # x, q, dq/dx, dq/ds at 3 bit signed, s = 1 (spec of Nagel 2022, test 9)
 RELEASED = [(-5, -4, 0, -4), (-4.5, -4, 1, 0.5), (-0.5, 0, 1, 0.5), (0.5, 0, 1, -0.5), (1.5, 2, 1, 0.5),
@@ -94,3 +103,16 @@ def test_codes_have_the_narrowest_type():
     x = torch.tensor([-9.0, 300.0])
     assert integer_codes(x, torch.ones(1), -8, 7).dtype == torch.int8
     assert integer_codes(x, torch.ones(1), 0, 255).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.float32, torch.float64])
+def test_blend_is_where(dtype):
+    a, b = (torch.randint(-128, 128, (1000,)).to(dtype) / (1 if not dtype.is_floating_point else 7) for _ in range(2))
+    a, b, mask = a.to(dtype), b.to(dtype), torch.rand(1000) < 0.5
+    assert torch.equal(blend(mask, a, b), torch.where(mask, a, b))
+
+
+def test_blend_sends_each_gradient_to_its_side():
+    a, b, mask = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True), torch.tensor([True, False])
+    (blend(mask, a, b) * torch.tensor([2.0, 3.0])).sum().backward()
+    assert (a.grad.tolist(), b.grad.tolist()) == ([2, 0], [0, 3])

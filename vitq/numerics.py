@@ -114,12 +114,26 @@ def fake_quantize(x: Tensor, scale: Tensor, qmin: int, qmax: int, variant: str =
     return y.to(x.dtype) if low_precision else y
 
 
-def integer_codes(x: Tensor, scale: Tensor, qmin: int, qmax: int, zero_point: Tensor | float = 0.0) -> Tensor:
+def blend(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``a`` where ``mask`` is set, else ``b``, exactly; several times as fast as ``torch.where`` on a processor.
+
+    Differentiable in ``a`` and ``b`` if they are floating point. Integers are combined modulo their range, which is
+    exact; floating-point values must be finite.
+    """
+    if b.is_floating_point():
+        return torch.lerp(b, a.to(b.dtype), mask.to(b.dtype))
+    return b + mask.to(b.dtype) * (a.to(b.dtype) - b)
+
+
+def integer_codes(x: Tensor, scale: Tensor, qmin: int, qmax: int, zero_point: Tensor | None = None) -> Tensor:
     """Codes of ``x``, same shape: int8 if they fit, int16 otherwise. Not differentiable."""
     dtype = torch.int8 if qmax <= 127 else torch.int16
     x = x.detach()
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    return (x / scale.detach()).round_().add_(zero_point).clamp_(qmin, qmax).to(dtype)
+    codes = (x / scale.detach()).round_()
+    if zero_point is not None:
+        codes.add_(zero_point)
+    return codes.clamp_(qmin, qmax).to(dtype)
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:

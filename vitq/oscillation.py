@@ -57,8 +57,8 @@ class OscillationTracker(nn.Module):
         oscillated = product < 0
         if self.variant == "paper":
             oscillated |= (change != 0) & (self.direction == 0)
-        self.direction = torch.where(change != 0, change, self.direction)
-        self.frequency.mul_(1 - self.momentum).add_(oscillated, alpha=self.momentum)
+        self.direction = self.direction * (1 - change.abs()) + change  # the sign of the last change, never forgotten
+        self.frequency.lerp_(oscillated.to(self.frequency.dtype), self.momentum)
         self.mean_codes.lerp_(codes.to(self.mean_codes.dtype), self.momentum)
         self.previous = codes.clone()
         return oscillated

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from vitq.errors import InputError
-from vitq.numerics import check_bits, integer_range
+from vitq.numerics import blend, check_bits, integer_range
 
 
 class Quantizer(nn.Module):
@@ -48,7 +48,7 @@ class Quantizer(nn.Module):
             self.initialize(x)
         y = self.fake_quantize(x)
         if self.frozen is not None:
-            y = torch.where(self.frozen, self.dequantize(self.frozen_codes), y)
+            y = blend(self.frozen, self.dequantize(self.frozen_codes), y)
         return y
 
     def right_inverse(self, value: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Quantizer(nn.Module):
     def codes(self, x: Tensor) -> Tensor:
         """Integer codes of ``x``, same shape; frozen entries give their stored integer."""
         codes = self.codes_of(x)
-        return codes if self.frozen is None else torch.where(self.frozen, self.frozen_codes.to(codes.dtype), codes)
+        return codes if self.frozen is None else blend(self.frozen, self.frozen_codes, codes)
 
     @torch.no_grad()
     def freeze(self, mask: Tensor, codes: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitq.convert import WeightSite, weight_quantizers
 from vitq.errors import InputError
-from vitq.numerics import check_choice
+from vitq.numerics import blend, check_choice
 from vitq.quantizers import Quantizer
 from vitq.train.callbacks import Callback, TrainState
 from vitq.train.schedules import cosine_schedule
@@ -27,7 +27,7 @@ class _Residual(torch.autograd.Function):
     def forward(ctx, weight: Tensor, quantizer: Quantizer) -> Tensor:
         target = quantizer.fake_quantize(weight)
         if quantizer.frozen is not None:
-            target = torch.where(quantizer.frozen, quantizer.dequantize(quantizer.frozen_codes), target)
+            target = blend(quantizer.frozen, quantizer.dequantize(quantizer.frozen_codes), target)
         scale = quantizer.step_size(weight)
         residual = torch.minimum(torch.maximum(weight, quantizer.qmin * scale), quantizer.qmax * scale).sub_(target)
         ctx.save_for_backward(residual)

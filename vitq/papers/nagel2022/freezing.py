@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vitq.errors import InputError
-from vitq.numerics import check_choice
+from vitq.numerics import blend, check_choice
 from vitq.oscillation import LowBitWeights, OscillationTracker
 from vitq.train.callbacks import Callback, TrainState
 from vitq.train.schedules import cosine_schedule
@@ -54,7 +54,7 @@ class FreezingTracker(OscillationTracker):
         if self.previous is None:
             self.update(codes)
             return codes
-        codes = torch.where(self.frozen, self.frozen_codes, codes)
+        codes = blend(self.frozen, self.frozen_codes, codes)
         if self.released and threshold > 0:
             self.mean_codes = torch.where(self.started, self.mean_codes, codes.to(torch.float32))
             self.started.fill_(True)
@@ -64,9 +64,9 @@ class FreezingTracker(OscillationTracker):
             return codes
         above = self.frequency > threshold
         write = above if self.released else above & ~self.frozen
-        self.frozen_codes = torch.where(write, majority, self.frozen_codes)
+        self.frozen_codes = blend(write, majority, self.frozen_codes)
         self.frozen |= above
-        return torch.where(self.frozen, self.frozen_codes, codes)
+        return blend(self.frozen, self.frozen_codes, codes)
 
 
 class IterativeFreezing(Callback):
@@ -119,7 +119,7 @@ class IterativeFreezing(Callback):
             site.quantizer.freeze(masks[name], codes[name])
             if self.variant != "released":
                 held = site.quantizer.dequantize(codes[name])
-                site.latent.copy_(torch.where(masks[name], held, site.latent))
+                site.latent.lerp_(held, masks[name].to(held.dtype))
 
     def before_evaluation(self, state: TrainState) -> None:
         if self.variant == "released":
