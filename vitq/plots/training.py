@@ -35,10 +35,10 @@ def schedule(config: RunConfig, steps_per_epoch: int) -> "Figure":
     annealed = strength(config, steps, total)
     figure, axes = grid(1, 2 if annealed else 1, height=2.8, squeeze=False)
     epochs = [step / steps_per_epoch for step in steps]
-    axes[0, 0].plot(epochs, rates, color=COLORS["LSQ"])
+    axes[0, 0].plot(epochs, rates, color=COLORS["LSQ"], clip_on=False)
     axes[0, 0].set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     if annealed:
-        axes[0, 1].plot(epochs, annealed[1], color=COLORS["dampening"], linestyle="--")
+        axes[0, 1].plot(epochs, annealed[1], color=COLORS["dampening"], linestyle="--", clip_on=False)
         axes[0, 1].set(xlabel="epoch", ylabel=annealed[0], ylim=(0, None))
     return figure
 

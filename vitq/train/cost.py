@@ -58,7 +58,7 @@ class Cost:
 
     def __str__(self) -> str:
         memory = "memory not known" if self.memory_gb is None else f"memory {self.memory_gb:.1f} GB"
-        time = f"{self.device_hours:.3g} hours" if self.device_hours < 1000 else f"{self.device_hours / 8766:.2g} years"
+        time = f"{self.device_hours:.3g} hours" if self.device_hours < 100 else f"{self.device_hours / 24:.0f} days"
         return (f"{self.device}: {time} at {self.images_per_second:.3g} images/s, {memory}, disk {self.disk_gb:.2f} GB "
                 f"({self.how})")
 
@@ -96,7 +96,7 @@ def measure(config: RunConfig, *, steps: int = 3, processes: int = 1, classes: i
     checkpoint = _steps(config, batch, steps + 1, clock, classes)
     seconds = sorted(b - a for a, b in zip(clock.times, clock.times[1:], strict=False))
     memory = torch.cuda.max_memory_allocated(device) / 1e9 + CONTEXT_GB if on_gpu else None
-    name = torch.cuda.get_device_name(device) if on_gpu else f"this processor, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if on_gpu else f"this processor, torch threads: {torch.get_num_threads()}"
     if on_gpu:
         torch.cuda.empty_cache()
     return Speed(name, f"measured here: {steps} steps of {batch} images", batch / seconds[len(seconds) // 2], memory,

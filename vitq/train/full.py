@@ -94,16 +94,24 @@ def check_parity(row: Row, images: int = PARITY_IMAGES) -> dict[str, Any]:
     test = data.load(config.data.name, config.data.test_split, size=config.data.image_size, path=config.data.path)
     model = load_model(config, test)
     if config.data.name == "imagenet" and test.num_classes != IMAGENET["classes"]:
-        return {"compared": f"no: the folder has {test.num_classes} classes, not {IMAGENET['classes']}"}
+        return {"compared": f"the folder has {test.num_classes} classes, not {IMAGENET['classes']}"}
     test = preprocessed(test.subset(min(images, len(test))), model, config)
     measured = evaluate(model.to(Ranks(config.train.device).device), test)
     paper = full_precision(row) or {"value": _best(row), "source": "best quantized accuracy of the paper's tables"}
     if measured["top1"] < paper["value"] - PARITY_POINTS:
         raise InputError(f"parameter data_path: {config.model} has {measured['top1']:.1f} % on {measured['images']} of "
-                         f"its images, and {paper['value']} % are published ({paper['source']}): check the class folders "
-                         "and the checkpoint")
+                         f"its images, and {paper['value']} % are published ({paper['source']}): check the class "
+                         "folders and the checkpoint")
     return {"top1": measured["top1"], "images": measured["images"], "published": paper["value"],
             "source": paper["source"]}
+
+
+def parity_line(found: dict[str, Any]) -> str:
+    """What `check_parity` found, as one line."""
+    if "top1" not in found:
+        return f"not compared: {found['compared']}"
+    return (f"{found['top1']:.1f} % on {found['images']} validation images, published {found['published']:g} % "
+            f"({found['source']})")
 
 
 def _best(row: Row) -> float:

@@ -50,7 +50,7 @@ def line(row: Row, speed: Speed) -> dict[str, str]:
         "method": main["method"], "setting": main["setting"], "bits": main["bits"],
         "published top-1": f"{paper['value']:g}", "source": paper["source"], "epochs": str(row.config.train.epochs),
         "seeds": str(len(row.seeds)), "GPU hours": f"{cost.device_hours:.0f}",
-        "GPU memory, GB": f"{cost.memory_gb:.0f}", "disk, GB": f"{cost.disk_gb:.1f}", "status": rows.status(row),
+        "memory in GB": f"{cost.memory_gb:.0f}", "disk in GB": f"{cost.disk_gb:.1f}", "status": rows.status(row),
     }
 
 
@@ -88,5 +88,5 @@ def with_table(markdown: str, lines: list[dict[str, str]]) -> str:
 def _cells(entry: dict[str, str]) -> tuple[str, ...]:
     row = f"{entry['table']}: {entry['network']} {entry['bits']}, {entry['method']}"
     row += f", {entry['setting']}" if entry["setting"] else ""
-    return (f"`{entry['file']}.yml`", row, entry["published top-1"], entry["seeds"], entry["GPU hours"], entry["status"],
-            f"`{COMMAND.format(file=entry['file'])}`")
+    shown = (entry[name] for name in ("published top-1", "seeds", "GPU hours", "status"))
+    return (f"`{entry['file']}.yml`", row, *shown, f"`{COMMAND.format(file=entry['file'])}`")

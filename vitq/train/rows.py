@@ -165,8 +165,9 @@ def make_records(row: Row, results: list[dict[str, Any]], scale: str, reason: st
     """
     config = row.config.to_dict()
     config["data"] |= {"path": None}
+    has_variants = any(entry["name"] == "freezing" for entry in row.config.remedies)
     shared = {"data": row.config.data.name, "scale": scale, "config": config, "checkpoint": row.config.model,
-              "variant": row.config.variant if row.config.remedies else ""}
+              "variant": row.config.variant if has_variants else ""}
     if not results:
         shared |= {"status": "not run", "reason": reason}
         return [Record(**_names(entry), **shared, paper=_paper(entry)) for entry in row.published]
@@ -202,10 +203,10 @@ def write_records(made: list[Record], record: str = "", keep_done: bool = True) 
 
 def status(row: Row) -> str:
     """Whether the book has a result of this row, and why not."""
-    (record,) = make_records(dataclasses.replace(row, published=(row.main,)), [], "full", "no GPU at hand")
+    (record,) = make_records(dataclasses.replace(row, published=(row.main,)), [], "full", "needs ImageNet and a GPU")
     file = records_folder() / record.filename
     found = Record.read(file) if file.is_file() else record
-    return "done" if found.status == "done" else f"{found.status}: {found.reason}"
+    return {"done": "done", "failed": f"failed: {found.reason}"}.get(found.status, f"not run: {record.reason}")
 
 
 def _names(entry: dict[str, str]) -> dict[str, str]:
