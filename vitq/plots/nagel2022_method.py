@@ -84,7 +84,7 @@ def dampening_strength(strength: Tensor, rate: Tensor, far_end: Tensor, near: fl
     left.plot(strength, rate, color=COLORS["Dampening"], marker="o", markersize=3.5, linewidth=1)
     left.set(title="does it oscillate?", ylabel="switches per iteration")
     right.plot(strength, far_end, color=COLORS["Dampening"], marker="s", markersize=3.5, linewidth=1)
-    right.set(title="started at the far level: stays there?", ylabel="far level at the end")
+    right.set(title="started far: does it stay far?")
     right.set_yticks([0, 1], ["no", "yes"])
     for ax in (left, right):
         ax.axvline(near, color="black", linestyle="--", linewidth=1.2, label=r"$\sigma^2 d/s$")
@@ -120,14 +120,14 @@ def quantizer(x: Tensor, output: Tensor, masks: dict[str, Tensor], scale_gradien
             ax.plot(x, values, color=color, linestyle=dash, label=name)
     axes[1].set(ylabel=r"$\partial q/\partial x$")
     axes[2].set(xlabel="$x$, in steps ($s = 1$)", ylabel=r"$\partial q/\partial s$")
-    for ax in axes:
-        ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    for ax, place in zip(axes, ("upper left", "center", "upper left"), strict=True):
+        ax.legend(fontsize="small", loc=place)
     return figure
 
 
 def range_search(curves: dict[str, tuple[Tensor, Tensor]]) -> "Figure":
     """Mean squared error against clipping threshold, one panel a tensor: ``{title: (thresholds, errors)}``."""
-    figure, axes = grid(1, len(curves), squeeze=False)
+    figure, axes = grid(1, len(curves), squeeze=False, sharey=True)
     for i, (ax, (name, (threshold, error))) in enumerate(zip(axes.flat, curves.items(), strict=True)):
         best = int(error.argmin())
         ax.semilogy(threshold, error, color=BLUE, marker=".", markersize=4, linewidth=0.8, label="candidate")
@@ -186,17 +186,18 @@ def freezing_trace(codes: Tensor, mean: Tensor, frequency: Tensor, threshold: Te
     bottom.plot(threshold.where(threshold > 0, threshold.new_tensor(float("nan"))), color=RED, linestyle="--",
                 label=r"threshold $f_{\mathrm{th}}$")
     bottom.set(xlabel="optimizer step", ylabel="per step", ylim=(0, None))
-    for ax in (top, bottom):
+    top.set_yticks(sorted(set(codes.tolist())))
+    for ax, place in ((top, "lower right"), (bottom, "upper right")):
         ax.axvline(frozen_at, color="black", linestyle="-.", linewidth=1, label=f"frozen at step {frozen_at}")
-        ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+        ax.legend(fontsize="small", loc=place)
     return figure
 
 
-def used_codes(series: dict[str, Tensor]) -> "Figure":
-    """The code that a forward pass uses, step by step, one panel a variant; each (steps,)."""
+def used_codes(series: dict[str, Tensor], first: int = 0) -> "Figure":
+    """The code that a forward pass uses, from step ``first`` on, one panel a variant; each (steps,)."""
     figure, axes = grid(len(series), height=1.3, sharex=True, sharey=True, squeeze=False)
     for ax, (name, codes), color in zip(axes.flat, series.items(), (BLUE, RED, GREEN), strict=False):
-        ax.step(range(len(codes)), codes, where="post", color=color)
+        ax.step(range(first, first + len(codes)), codes, where="post", color=color)
         ax.set(title=name, ylabel="code")
         ax.set_yticks(sorted(set(codes.tolist())))
     axes[-1, 0].set_xlabel("optimizer step")
