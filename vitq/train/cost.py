@@ -59,8 +59,8 @@ class Cost:
     def __str__(self) -> str:
         memory = "memory not known" if self.memory_gb is None else f"memory {self.memory_gb:.1f} GB"
         time = f"{self.device_hours:.3g} hours" if self.device_hours < 100 else f"{self.device_hours / 24:.0f} days"
-        return (f"{self.device}: {time} at {self.images_per_second:.3g} images/s, {memory}, disk {self.disk_gb:.2f} GB "
-                f"({self.how})")
+        return (f"{self.device} ({self.how}):\n"
+                f"  {time} at {self.images_per_second:.3g} images/s, {memory}, disk {self.disk_gb:.2f} GB")
 
 
 class _Clock(Callback):

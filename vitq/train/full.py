@@ -1,6 +1,7 @@
 """Checks before a full run, and its start: data, weights and devices are looked at first, torchrun does the rest."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from vitq.train.run_config import RunConfig
 
 IMAGENET = {"classes": 1000, "train": 1_281_167, "val": 50_000}
 PARITY_IMAGES, PARITY_POINTS = 2000, 5.0
+warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's, in notebooks, when accelerate is imported
 
 
 def check_data(config: RunConfig, whole: bool = True) -> dict[str, Any]:

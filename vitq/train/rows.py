@@ -203,7 +203,7 @@ def write_records(made: list[Record], record: str = "", keep_done: bool = True) 
 
 def status(row: Row) -> str:
     """Whether the book has a result of this row, and why not."""
-    (record,) = make_records(dataclasses.replace(row, published=(row.main,)), [], "full", "needs ImageNet and a GPU")
+    (record,) = make_records(dataclasses.replace(row, published=(row.main,)), [], "full", "no GPU")
     file = records_folder() / record.filename
     found = Record.read(file) if file.is_file() else record
     return {"done": "done", "failed": f"failed: {found.reason}"}.get(found.status, f"not run: {record.reason}")
