@@ -44,13 +44,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def line(row: Row, speed: Speed) -> dict[str, str]:
     """One row of the list."""
+    status, _, reason = rows.status(row).partition(": ")
     cost, paper, main = estimate(row.config, speed, seeds=len(row.seeds)), rows.published_top1(row), row.main
     return {
-        "file": row.name, "table": main["table"].rpartition("_")[2].upper(), "network": main["model"],
+        "run": row.name.partition("_imagenet_")[2] or row.name, "file": row.name,
+        "table": main["table"].rpartition("_")[2].upper(), "network": main["model"],
         "method": main["method"], "setting": main["setting"], "bits": main["bits"],
         "published top-1": f"{paper['value']:g}", "source": paper["source"], "epochs": str(row.config.train.epochs),
         "seeds": str(len(row.seeds)), "GPU hours": f"{cost.device_hours:.0f}",
-        "memory in GB": f"{cost.memory_gb:.0f}", "disk in GB": f"{cost.disk_gb:.1f}", "status": rows.status(row),
+        "memory in GB": f"{cost.memory_gb:.0f}", "disk in GB": f"{cost.disk_gb:.1f}", "status": status,
+        "reason": reason,
     }
 
 
