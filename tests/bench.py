@@ -1,7 +1,8 @@
 """`make bench`: what quantization, tracking, freezing and dampening cost, as ratios measured side by side in one run.
 
-Every training step is timed in turn with its reference (A B A B ...), so that a change in the machine's speed hits both;
-the figure is the median of the ratios of neighbours. Exit status 1 if a bound is exceeded. `--out FILE` writes a CSV.
+Every training step is timed in turn with its reference (A B A B ...), so that a change in the machine's speed hits
+both; the figure is the median of the ratios of neighbours. Exit status 1 if a bound is exceeded. `--out FILE` writes a
+CSV.
 """
 
 import argparse
@@ -96,7 +97,8 @@ def main() -> int:
         value, milliseconds = ratio(step, reference, options.rounds)
         rows.append({"figure": name, "measured": f"{value:.3f}", "bound": bound, "step (ms)": f"{milliseconds:.0f}"})
     added = import_seconds("import vitq")
-    rows.append({"figure": "import vitq after import torch (s)", "measured": f"{added:.3f}", "bound": 0.3, "step (ms)": ""})
+    name = "import vitq after import torch (s)"
+    rows.append({"figure": name, "measured": f"{added:.3f}", "bound": 0.3, "step (ms)": ""})
     print(f"{MODEL}, batch {BATCH}, {torch.get_num_threads()} threads, {environment.hardware()}")
     for row in rows:
         verdict = "within" if float(row["measured"]) <= row["bound"] else "EXCEEDS"

@@ -180,7 +180,7 @@ def _supervised(command: Sequence[str], log: Any, tick: Callable[[], None]) -> i
         stderr=log,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1", _MARK: mark},
+        env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": _quiet(), _MARK: mark},
         preexec_fn=end_with_parent,
     )
     try:
@@ -195,6 +195,11 @@ def _supervised(command: Sequence[str], log: Any, tick: Callable[[], None]) -> i
                 signal.signal(number, handler)
     tick()
     return 128 + received[0] if received else process.returncode
+
+
+def _quiet() -> str:
+    """Warning filters for notebooks: without tqdm's remark that widgets are missing, which the book does not want."""
+    return ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"]))
 
 
 def _handle(number: int, received: list[int]) -> Any:

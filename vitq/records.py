@@ -58,7 +58,8 @@ class Record:
     `metrics` maps a name (published tables use the same, such as `top1`) to `{"mean", "std", "values"}`, one
     value a seed in the order of `seeds`; plain numbers or lists of numbers are summarized. `paper` is `{"value",
     "source"}` of the published figure this reruns. `counterpart` is the setting of the published row that a run stands
-    for where our own `setting` has to differ (a strength that suits a smaller network, say). What is left empty in the second half is filled in by `write`.
+    for where our own `setting` has to differ (a strength that suits a smaller network, say). What is left empty in
+    the second half is filled in by `write`.
 
     Raises:
         InputError: a field has the wrong type, a number is not finite, or a scale, status or bit width is unknown.

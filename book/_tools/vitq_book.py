@@ -198,8 +198,10 @@ class NotebooksDirective(BookDirective):
             facts = nbformat.read(path, as_version=4).metadata.get("vitq", {})
             link = addnodes.pending_xref("", nodes.inline("", name), refdoc=self.env.docname, refdomain="std",
                                          reftype="doc", reftarget=f"/{name}", refexplicit=False, refwarn=True)
-            text = f": {facts['scale']} scale, {duration(facts['seconds'])}, {memory(facts['peak_memory_mb'])}"
-            items.append(nodes.list_item("", nodes.paragraph("", "", link, nodes.Text(text if facts else ""))))
+            text = ": not run yet"
+            if not [key for key in FACTS if key not in facts]:
+                text = f": {facts['scale']} scale, {duration(facts['seconds'])}, {memory(facts['peak_memory_mb'])}"
+            items.append(nodes.list_item("", nodes.paragraph("", "", link, nodes.Text(text))))
         return [nodes.bullet_list("", *items)] if items else []
 
 

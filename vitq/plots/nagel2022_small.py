@@ -71,8 +71,9 @@ def latent_histograms(latents: dict[str, dict[str, np.ndarray]]) -> "Figure":
         inside = np.abs(values["distance"]) <= 0.5
         bottom.hist(values["distance"][inside], bins=np.linspace(-0.5, 0.5, 41), color=PALETTE[method])
         top.set_title(method)
-        top.set_xlabel("latent weight $w/s$ (grid steps)")
-        bottom.set_xlabel("code $-\\ w/s$ (grid steps)")
+    middle = len(latents) // 2
+    axes[0, middle].set_xlabel("latent weight $w/s$ (grid steps)")
+    axes[1, middle].set_xlabel("code minus $w/s$ (grid steps)")
     axes[0, 0].set_ylabel("weights")
     axes[1, 0].set_ylabel("weights")
     return figure
@@ -120,7 +121,7 @@ def before_and_after(table: pd.DataFrame) -> "Figure":
     axes[0].set(xlabel="test top-1 (%)", yticks=range(len(runs)), yticklabels=runs)
     axes[1].set(xlabel="oscillating weights (%)", xlim=(0, None))
     axes[0].invert_yaxis()
-    axes[0].legend(loc="lower left", fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=9)
     return figure
 
 
