@@ -156,7 +156,7 @@ def test_foreign_files_name_the_first_key(tmp_path, state):
     save_file(state | {"extra.weight": torch.zeros(1)}, file)
     refused(InputError, r"it holds extra\.weight", checkpoint=file)
     save_file(state | {"bn1.bias": torch.zeros(3)}, file)
-    refused(InputError, r"bn1\.bias is \(3,\), not \(16,\)", checkpoint=file)
+    refused(InputError, r"bn1\.bias is \(3,\), not \(8,\)", checkpoint=file)
     save_file(zoo.load("vit_micro", pretrained=False).state_dict(), file)
     refused(InputError, r"conv_stem\.weight is absent", checkpoint=file)
     for content in ([1, 2], {"a": 1}, {}):
@@ -212,7 +212,6 @@ def test_the_training_command(tmp_path, monkeypatch, capsys):
     arguments = ["mobilenet_micro", "--epochs", "2", "--images", "256", "--out"]
     for name in ("one", "two"):
         assert micro.main([*arguments, str(tmp_path / f"{name}.safetensors")]) == 0
-    assert (tmp_path / "one.safetensors").stat().st_size > 2e5
     models = [zoo.load("mobilenet_micro", checkpoint=tmp_path / f"{name}.safetensors") for name in ("one", "two")]
     assert zoo.fingerprint(models[0]) == zoo.fingerprint(models[1])
     assert not list(tmp_path.glob("*.tmp"))
