@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 
 from vitq.plots import COLORS, DASHES, grid
+from vitq.plots.nagel2022_pretrained_tables import SETS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KINDS = {"depthwise": "D", "pointwise": "o"}
-STATISTICS = {"running": ("o", COLORS["depthwise"]), "re-estimated": ("s", COLORS["LSQ"]),
-              "held still": ("^", COLORS["conv"])}  # fmt: skip
-SETS = {"unseen": "unseen regions", "fresh": "new crops of seen regions"}
+STATISTICS = {"running": ("o", COLORS["depthwise"]), "held still": ("^", COLORS["conv"]),
+              "re-estimated": ("s", COLORS["LSQ"])}  # fmt: skip
 MEASURES = {"agreement": "agreement of top-1 (%)", "kl": "KL to full precision (nats)"}
 
 
@@ -28,7 +28,8 @@ def crops(images: dict[str, np.ndarray], words: dict[str, list[str]]) -> "Figure
     figure, axes = grid(len(images), count, height=1.6, squeeze=False)
     for line, (title, row) in zip(axes, images.items(), strict=True):
         for ax, image, word in zip(line, row, words[title], strict=True):
-            ax.imshow(image)
+            step = max(1, max(image.shape) // 37)  # photographs make large files
+            ax.imshow(image[::step, ::step], interpolation="nearest")
             ax.set_title(word, fontsize=7)
             ax.set(xticks=[], yticks=[])
         line[0].set_ylabel(title, fontsize=8)
@@ -64,7 +65,7 @@ def divergence_by_layer(divergence: pd.DataFrame, measure: str = "max_kl") -> "F
 
 
 def oscillation_by_kind(shares: pd.DataFrame) -> "Figure":
-    """Share of oscillating weights of each kind of layer, one panel a run, one marker a seed.
+    """Share of oscillating weights of each kind of layer, one panel a run, one marker a seed; 0 is not drawn.
 
     Args:
         shares: Columns ``run``, ``seed``, ``kind``, ``threshold``, ``percent``.
@@ -76,10 +77,12 @@ def oscillation_by_kind(shares: pd.DataFrame) -> "Figure":
             part = shares[(shares["run"] == run) & (shares["kind"] == kind)]
             place = part["threshold"].map(levels.index) + 0.16 * (2 * i - 1)
             ax.plot(place, part["percent"], marker=marker, color=COLORS[kind], linestyle="", markersize=5, label=kind)
-        ax.set(title=run, xlabel="frequency above")
+        ax.set_title(run, fontsize=10)
         ax.set_xticks(range(len(levels)), [f"{level:g}" for level in levels], fontsize=8)
         ax.set_xlim(-0.5, len(levels) - 0.5)
-    axes[0, 0].set(ylabel="weights (%)", ylim=(0, None))
+    axes[0, 0].set(ylabel="weights (%)", yscale="log")
+    axes[0, 0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    figure.supxlabel("frequency $f$ above", fontsize=11)
     axes[0, -1].legend(fontsize=8)
     return figure
 
@@ -140,9 +143,7 @@ def before_and_after(table: pd.DataFrame) -> "Figure":
                 means = part.groupby("run")[measure].mean()
                 ax.plot([runs.index(run) + shift[name] for run in means.index], means, marker=marker, color=color,
                         linestyle="", markersize=8, markeredgecolor="black", label=name)
-            if measure == "kl":
-                ax.set_yscale("log")
-            else:
+            if measure == "agreement":
                 ax.set_title(title)
             ax.set_xticks(range(len(runs)), runs, rotation=25, ha="right", fontsize=9)
         row[0].set_ylabel(label)

@@ -59,6 +59,15 @@ def test_divergence_is_zero_for_equal_statistics_and_named_by_the_layer_before(q
     assert all(row["max_kl"] == 0 for row in changed[1:])
 
 
+def test_constant_channels_are_counted_and_left_out(quantized):
+    population, model = copy.deepcopy(quantized), copy.deepcopy(quantized)
+    norms = [next(m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)) for net in (population, model)]
+    norms[0].running_var[0] = 0
+    norms[1].running_var[0] = 1e-6
+    row = study.divergence_by_layer(model, population)[0]
+    assert row["max_kl"] == 0 and row["constant"] == 1
+
+
 def test_shares_leave_out_the_ends_and_count_strictly_above(quantized):
     sites = vitq.weight_quantizers(quantized)
     count = sum(site.latent.numel() for site in sites.values() if site.quantizer.bits <= 3)

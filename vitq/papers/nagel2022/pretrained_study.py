@@ -4,6 +4,7 @@ The functions take and return plain values, so that :func:`vitq.workers.sweep` c
 """
 
 import copy
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -95,25 +96,30 @@ def held_still(model: nn.Module, batches: list[Tensor]) -> nn.Module:
 
 
 @torch.no_grad()
-def divergence_by_layer(model: nn.Module, population: nn.Module, eps: float = 1e-12) -> list[dict]:
+def divergence_by_layer(model: nn.Module, population: nn.Module) -> list[dict]:
     """Table 1 from two networks that differ in their running statistics alone.
+
+    A channel whose weights are all zero is constant: its population variance is 0, and its running variance, which
+    shrinks by a tenth a step, tells how long ago that began and nothing else. Such channels are counted and left out.
 
     Args:
         model: Its statistics are the estimate.
         population: The same network with re-estimated statistics.
-        eps: Added to both variances: a channel that is constant has none.
 
     Returns:
-        One row a batch norm: ``layer`` (the convolution before it), ``kind``, ``max_kl`` and ``mean_kl`` in nats.
+        One row a batch norm: ``layer`` (the convolution before it), ``kind``, ``max_kl`` and ``mean_kl`` in nats over
+        the channels that vary (0 if there is none), ``constant``, the number of the others.
     """
     sites, truth, rows, layer = vitq.weight_quantizers(model), batch_norms(population), [], ""
     for name, module in model.named_modules():
         layer = name if name in sites else layer
         if name in truth:
-            kl = gaussian_kl(truth[name].running_mean, truth[name].running_var + eps, module.running_mean,
-                             module.running_var + eps)
+            varies = truth[name].running_var > 0
+            kl = gaussian_kl(*(values[varies] for values in (truth[name].running_mean, truth[name].running_var,
+                                                             module.running_mean, module.running_var)))
+            kl = kl if len(kl) else torch.zeros(1)
             rows.append({"layer": layer, "kind": sites[layer].kind, "max_kl": kl.max().item(),
-                         "mean_kl": kl.mean().item()})
+                         "mean_kl": kl.mean().item(), "constant": int((~varies).sum())})
     return rows
 
 
@@ -149,12 +155,14 @@ def examined(job: dict) -> dict:
     Returns:
         ``faithfulness``: rows of ``set`` (unseen, fresh), ``statistics`` (running, re-estimated, held still),
         ``agreement``, ``kl``. ``divergence``: rows of Table 1, with ``statistics`` too. ``oscillation``: rows a layer.
-        ``history``: lines of the log. ``metrics``, ``seconds``, ``peak_memory_mb``, ``data_version``, ``fingerprint``.
+        ``history``: lines of the log. ``cpu_seconds`` of all this. From :func:`vitq.train.run`: ``metrics``,
+        ``seconds``, ``peak_memory_mb``, ``data_version``, ``fingerprint``.
     """
     config, out = RunConfig.from_dict(job["config"]), Path(job["out"])
     done = out / "examined.json"
     if done.exists():
         return read_json(done)
+    began = time.process_time()
     result = run(config, out)
     networks = {"running": vitq.load(out / MODEL).to(memory_format=torch.channels_last)}  # a third less time
     networks["re-estimated"] = _with_weights(networks["running"], out / MODEL_REESTIMATED)
@@ -168,7 +176,7 @@ def examined(job: dict) -> dict:
     study = {
         "faithfulness": _faithfulness(config, networks, job["crops"]), "divergence": divergence,
         "oscillation": frequency_by_layer(networks["running"], frequency, tracked["max_bits"], job["thresholds"]),
-        "history": read_lines(out / "metrics.jsonl"),
+        "history": read_lines(out / "metrics.jsonl"), "cpu_seconds": time.process_time() - began,
         **{key: result[key] for key in ("metrics", "seconds", "peak_memory_mb", "data_version", "fingerprint")},
     }
     write_json(done, study)
