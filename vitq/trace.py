@@ -9,18 +9,18 @@ from vitq.train.callbacks import Callback, TrainState
 
 
 class WeightTrace(Callback):
-    """Records latent weights, in steps of the grid, and codes of one output channel after every optimizer step.
+    """Records latent weights, in steps of the grid, and codes of one layer after every optimizer step.
 
     Args:
         layer: Module path of a quantized layer.
-        channel: Output channel; all its weights are recorded, k of them.
+        channel: Output channel whose weights are recorded; ``None`` for all channels. That makes k weights.
         last: Number of steps to keep, counted from the end of the run.
 
     Attributes:
         latent: float32 (last, k), w/s. codes: int8 (last, k). Row i is step ``total - last + i + 1``.
     """
 
-    def __init__(self, layer: str, channel: int = 0, last: int = 200) -> None:
+    def __init__(self, layer: str, channel: int | None = None, last: int = 200) -> None:
         if last < 1:
             raise InputError(f"last={last!r}: give at least 1 step")
         self.layer, self.channel, self.last = layer, channel, last
@@ -30,9 +30,10 @@ class WeightTrace(Callback):
         if self.layer not in sites:
             raise InputError(f"layer={self.layer!r} is not quantized; choose one of {', '.join(sites)}")
         self.site = sites[self.layer]
-        if not 0 <= self.channel < len(self.site.latent):
-            raise InputError(f"channel={self.channel!r}: the layer has {len(self.site.latent)} output channels")
-        k = self.site.latent[0].numel()
+        channels = len(self.site.latent)
+        if self.channel is not None and not 0 <= self.channel < channels:
+            raise InputError(f"channel={self.channel!r}: the layer has {channels} output channels")
+        k = self.site.latent.numel() // (1 if self.channel is None else channels)
         self.latent = torch.zeros(self.last, k, device=state.device)
         self.codes = torch.zeros(self.last, k, dtype=torch.int8, device=state.device)
 
@@ -41,8 +42,9 @@ class WeightTrace(Callback):
         row = state.step - 1 - (state.total_steps - self.last)
         if row >= 0:
             weight, quantizer = self.site.latent, self.site.quantizer
-            self.latent[row] = (weight / quantizer.step_size(weight))[self.channel].flatten()
-            self.codes[row] = quantizer.codes(weight)[self.channel].flatten()
+            part = slice(None) if self.channel is None else self.channel
+            self.latent[row] = (weight / quantizer.step_size(weight))[part].flatten()
+            self.codes[row] = quantizer.codes(weight)[part].flatten()
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"latent": self.latent, "codes": self.codes}

@@ -31,15 +31,17 @@ def oscillation_over_training(history: pd.DataFrame) -> "Figure":
 
 
 def weight_traces(latent: np.ndarray, codes: np.ndarray, first_step: int, count: int = 3) -> "Figure":
-    """Figure 2: codes (top) and latent weights near their threshold (bottom) of the ``count`` busiest weights.
+    """Figure 2: codes (top) and latent weights near their threshold (bottom) of the busiest filter's busiest weights.
 
     Args:
-        latent: w/s, (steps, k).
-        codes: Integers, (steps, k).
+        latent: w/s, (steps, channels, kernel).
+        codes: Integers, (steps, channels, kernel).
         first_step: Number of the first step shown.
-        count: How many weights, those with the most flips.
+        count: How many weights of that filter, those with the most flips.
     """
-    flips = (np.diff(codes, axis=0) != 0).sum(0)
+    flips = (np.diff(codes, axis=0) != 0).sum(0)  # (channels, kernel)
+    channel = flips.sum(1).argmax()
+    latent, codes, flips = latent[:, channel], codes[:, channel], flips[channel]
     chosen = np.argsort(-flips, kind="stable")[:count]
     figure, axes = grid(2, 1, height=2.4, sharex=True)
     steps = first_step + np.arange(len(codes))

@@ -1,6 +1,7 @@
 """What a run says while it runs: JSONL metrics in its folder, and a bar or a sparse line on the terminal."""
 
 import json
+import multiprocessing
 import sys
 import time
 from pathlib import Path
@@ -38,7 +39,8 @@ class MetricsLog:
 
 
 class Progress:
-    """A tqdm bar if stderr is a terminal; otherwise a line at most every 30 s, and none inside a notebook.
+    """A tqdm bar if stderr is a terminal; otherwise a line at most every 30 s, and none inside a
+    notebook or a worker process.
 
     Args:
         total: optimizer steps of the run.
@@ -54,7 +56,8 @@ class Progress:
             from tqdm import tqdm
             self.bar = tqdm(total=total, initial=step, unit="step", leave=False)
         elif active:
-            self.lines = not type(sys.stderr).__module__.startswith("ipykernel")
+            in_notebook = type(sys.stderr).__module__.startswith("ipykernel")
+            self.lines = not in_notebook and multiprocessing.parent_process() is None
 
     def update(self, step: int) -> None:
         """One step more."""

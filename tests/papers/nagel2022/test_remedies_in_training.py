@@ -119,6 +119,9 @@ def test_trace_keeps_the_last_steps(start, images, plain):
     assert trace.latent.shape == (7, 9)
     assert torch.equal(trace.codes[-1], site.codes()[2].flatten())
     assert (trace.latent.diff(dim=0).abs().amax(1) > 0).all()
+    whole = WeightTrace("blocks.1.0.conv_dw", last=3)
+    train(start, images, whole)
+    assert torch.equal(whole.codes[-1], site.codes().flatten())
     with pytest.raises(InputError, match="layer"):
         train(start, images, WeightTrace("nowhere"))
 

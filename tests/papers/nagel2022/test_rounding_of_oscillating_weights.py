@@ -65,3 +65,22 @@ def test_optimisation_needs_something_to_do(model):
     mask = torch.zeros_like(site(model).codes(), dtype=torch.bool)
     with pytest.raises(InputError, match="masks"):
         optimize_rounding(model, {"2": mask}, {"2": mask.float()}, [], nn.functional.mse_loss, steps=1)
+
+
+def test_the_penalty_drives_every_weight_to_one_of_its_states(model, monkeypatch):
+    from vitq.papers.nagel2022.adaround import SoftRounding
+
+    codes, seen = site(model).codes(), []
+    mask = torch.ones_like(codes, dtype=torch.bool)
+    penalty = SoftRounding.penalty
+
+    def watched(self, beta):
+        seen.append(penalty(self, beta))
+        return seen[-1]
+
+    monkeypatch.setattr(SoftRounding, "penalty", watched)
+    batches = [(torch.zeros(1, 3, 8, 8), None)] * 200
+    means = codes.clamp(max=2) + torch.rand(codes.shape, generator=torch.Generator().manual_seed(1))
+    optimize_rounding(model, {"2": mask}, {"2": means}, batches, lambda logits, _: 0 * logits.sum(), steps=200,
+                      learning_rate=0.1, strength=1.0)
+    assert seen[-1] < 0.05 * mask.sum()

@@ -201,17 +201,15 @@ def _faithfulness(config: RunConfig, networks: dict[str, nn.Module], crops: int)
 
 
 @torch.no_grad()
-def latent_distances(file: Path | str | None, layer: str, model: str = "efficientnet_lite0", bits: int = 3) -> Tensor:
-    """Distances code - w/s of one layer, flat, in steps: of a trained network, or of the one that training starts from.
+def latent_distances(model: nn.Module, layer: str, file: Path | str | None = None) -> Tensor:
+    """Distances code - w/s of one layer's latent weights, flat, in steps of the grid.
 
     Args:
-        file: Of the trained network; None for the start.
+        model: Quantized.
         layer: Module path.
-        model: Name in the zoo, for the start.
-        bits: Likewise.
+        file: Weights to look at instead of the model's own, of a run with the same quantizers.
     """
-    network = vitq.load(file) if file else vitq.quantize(zoo.load(model), vitq.QuantSpec(bits))
-    site = vitq.weight_quantizers(network)[layer]
+    site = vitq.weight_quantizers(_with_weights(model, Path(file)) if file else model)[layer]
     return distance_to_code(site.latent, site.quantizer).flatten()
 
 
