@@ -95,3 +95,13 @@ def test_the_paper_s_places_exist_in_the_paper_s_network():
     assert kinds == ["pointwise", "depthwise", "pointwise"] * 2
     strides = {layer: model.get_submodule(layer).in_channels for layer in places.values()}
     assert strides["blocks.1.1.conv_pw"] == 24 and strides["blocks.3.2.conv_pw"] == 80
+
+
+def test_distances_are_those_of_the_weights_in_the_file(quantized, tmp_path):
+    name, site = list(vitq.weight_quantizers(quantized).items())[1]
+    other = copy.deepcopy(quantized)
+    vitq.weight_quantizers(other)[name].latent.data.copy_(vitq.weight_quantizers(other)[name].quantizer(site.latent))
+    vitq.save(other, tmp_path / "model.safetensors")
+    assert study.latent_distances(quantized, name).abs().max() > 0.1
+    assert study.latent_distances(quantized, name, tmp_path / "model.safetensors").abs().max() < 1e-5
+    assert torch.equal(site.latent, vitq.weight_quantizers(quantized)[name].latent)
