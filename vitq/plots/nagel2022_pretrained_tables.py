@@ -5,6 +5,7 @@ import pandas as pd
 from vitq import comparison, records
 
 SETS = {"unseen": "unseen regions", "fresh": "new crops of seen regions"}
+SHORT = {"unseen": "unseen", "fresh": "seen"}
 ORDER = ("running", "held still", "re-estimated")
 SOURCE = "Nagel 2022, Table {}"
 
@@ -44,16 +45,17 @@ def faithfulness(faithful: pd.DataFrame) -> pd.DataFrame:
     table = faithful.groupby(["set", "run", "statistics"], sort=False)[["agreement", "kl"]].agg(spread)
     table = table.unstack("statistics").reindex(columns=pd.MultiIndex.from_product([["agreement", "kl"], ORDER]))
     table.columns = [f"{'KL' if measure == 'kl' else measure}, {name}" for measure, name in table.columns]
-    return table.fillna("").reset_index().replace({"set": SETS})
+    return table.fillna("").reset_index().rename(columns={"set": "crops"}).replace({"crops": SHORT})
 
 
 def divergence(means: pd.DataFrame) -> pd.DataFrame:
-    """Largest and mean KL by run and kind of layer, over seeds.
+    """Largest and mean KL by run and kind of layer in thousandths of a nat, over seeds.
 
     Args:
         means: One row a run, statistics, kind and seed, with ``max_kl`` and ``mean_kl``.
     """
-    table = means.groupby(["run", "kind", "statistics"], sort=False)[["max_kl", "mean_kl"]].agg(spread)
+    scaled = means.assign(max_kl=1000 * means["max_kl"], mean_kl=1000 * means["mean_kl"])
+    table = scaled.groupby(["run", "kind", "statistics"], sort=False)[["max_kl", "mean_kl"]].agg(spread)
     table = table.unstack("statistics")
     table.columns = [f"{'largest' if name == 'max_kl' else 'mean'} KL, {kind}" for name, kind in table.columns]
     return table.fillna("").reset_index()
@@ -102,7 +104,7 @@ def direction(measured: pd.DataFrame, faithful: pd.DataFrame) -> pd.DataFrame:
         for line in table[table["metric"] == "agreement"].to_dict("records"):
             part = faithful[(faithful["run"] == line["bits"]) & (faithful["set"] == kind)]
             pairs = part.pivot(index="seed", columns="statistics", values="agreement")
-            rows.append({"crops": title, "bits": line["bits"],
+            rows.append({"crops": SHORT[kind], "bits": line["bits"],
                          "re-estimated minus running": f"{line['difference']:+.2f}",
                          "in each seed": signs(pairs["re-estimated"] - pairs["running"]),
                          "published, MobileNetV2 top-1": f"{line['reported_difference']:+.2f}",
