@@ -139,7 +139,7 @@ def findings(faithful: pd.DataFrame, means: pd.DataFrame, oscillation: pd.DataFr
         judged("agreement: re-estimated minus running", 2, gain["W3"]["agreement"], 1),
         judged("output KL: re-estimated minus running", 2, gain["W3"]["kl"], -1),
         judged("agreement gained: 3 minus 8 bits", 2, (gain["W3"] - gain["W8"])["agreement"], 1),
-        *(line for number, name in ((4, "Dampen"), (5, "Freeze")) for line in (
+        *(line for number, name in ((4, "Dampen"), (5, "Freeze")) if f"W3 + {name}" in runs for line in (
             judged(f"oscillating weights (%): {name} minus LSQ", number, share[f"W3 + {name}"] - share["W3"], -1),
             judged(f"agreement, re-estimated: {name} minus LSQ", number,
                    (after[f"W3 + {name}"] - after["W3"])["agreement"], 1))),
