@@ -149,9 +149,9 @@ class _Pool:
         context = multiprocessing.get_context("spawn")
         pipe, theirs = context.Pipe()
         process = context.Process(target=_work, args=(self.name, theirs), daemon=False)
+        self.processes.append(process)  # before the start: an interrupt may come at any moment
         with _one_thread():
             process.start()
-        self.processes.append(process)
         theirs.close()
         return process, pipe
 
