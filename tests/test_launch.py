@@ -276,7 +276,9 @@ def test_sweep_workers_end_with_their_parent(tmp_path, number):
     (tmp_path / "slow.py").write_text(
         "import time\ndef wait(seconds):\n    open('started', 'w').close()\n    time.sleep(seconds)\n"
     )
-    code = "from vitq.launch import sweep; sweep('slow:wait', [300, 300])"
+    # a shell that starts the tests in the background has SIGINT ignored, and children inherit that
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from vitq.launch import sweep; sweep('slow:wait', [300, 300])"
     marked = os.environ | {"VITQ_TEST_FAMILY": str(tmp_path), "PYTHONPATH": str(tmp_path)}
     process = subprocess.Popen([sys.executable, "-c", code], env=marked, cwd=tmp_path, stderr=subprocess.DEVNULL)
     for _ in range(300):
