@@ -75,7 +75,8 @@ def overall(verdicts: list[str]) -> str:
     told = f"{same} same, {opposite} opposite, {noise} inconclusive"
     if same and opposite:
         return f"mixed: {told}"
-    verdict = comparison.SAME if same else comparison.OPPOSITE if opposite else comparison.NOISE
+    clear = comparison.SAME if same else comparison.OPPOSITE
+    verdict = comparison.NOISE if noise > same + opposite else clear  # the word goes to the majority
     return f"{verdict}: {told}" if same + opposite + noise > 1 else verdict
 
 
