@@ -60,6 +60,8 @@ def test_tables_of_claims_are_what_the_records_say():
         (["same direction"] * 2 + ["inconclusive within noise"], "same direction: 2 same, 0 opposite, 1 inconclusive"),
         (["same direction", "opposite direction"], "mixed: 1 same, 1 opposite, 0 inconclusive"),
         (["inconclusive: one seed", "not run: x"], "inconclusive within noise"),
+        (["same direction"] + ["inconclusive within noise"] * 2,
+         "inconclusive within noise: 1 same, 0 opposite, 2 inconclusive"),
         (["measured"], "measured: nothing to compare with"),
     ],
 )
