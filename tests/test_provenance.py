@@ -125,6 +125,30 @@ def test_edited_provenance_and_changed_weights_are_stale(notebook, package):
     assert provenance.is_stale(notebook) == (True, "its stored provenance was edited")
 
 
+def test_only_the_weights_that_were_loaded_count(package, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(provenance, "_show", lambda text, facts: shown.update(facts))
+    monkeypatch.setattr(provenance, "_data", {})
+    (package / "weights").mkdir(exist_ok=True)
+    for name in ("used", "unused"):
+        (package / "weights" / f"{name}.safetensors").write_bytes(b"1")
+    import vitq.zoo  # noqa: F401  importing loads nothing
+
+    provenance.footer()
+    assert shown["weights"] == {}
+    provenance.note_weights(package / "weights" / "used.safetensors")
+    provenance.note_data("glyphs", "1")
+    provenance.note_weights(package.parent / "elsewhere.safetensors")
+    provenance.footer()
+    assert shown["weights"] == {"used.safetensors": provenance._hash_of(package / "weights" / "used.safetensors")}
+    assert shown["data"] == {"glyphs": "1"}
+    child = provenance.own_report()["data"]
+    monkeypatch.setattr(provenance, "_data", {})
+    provenance.report([], child)
+    provenance.footer()
+    assert list(shown["weights"]) == ["used.safetensors"]
+
+
 def test_parameters_that_papermill_injected_are_resolved(notebook):
     injected = {"cell_type": "code", "metadata": {"tags": ["injected-parameters"]}, "source": "bits = 2", "outputs": []}
     change(notebook, lambda content: content["cells"].insert(2, copy.deepcopy(injected)))

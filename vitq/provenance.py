@@ -30,6 +30,7 @@ _STARTERS = "cli doctor environment errors files launch parameters processes pro
 BOOKKEEPING = frozenset(["vitq", *(f"vitq.{name}" for name in _STARTERS)])
 MODIFIED = "modified during the run"
 REPORT_VARIABLE = "VITQ_MODULES_REPORT"
+WEIGHTS_PREFIX = "weights/"  # of the notes on shipped weights among those on data, as child processes hand them on
 _reported: set[str] = set()
 _data: dict[str, str] = {}
 _workers_peak_mb = 0.0
@@ -111,6 +112,13 @@ def note_data(name: str, version: str) -> None:
     _data[name] = str(version)
 
 
+def note_weights(file: Path) -> None:
+    """Note that this process loaded a file of weights; a notebook is stale when a shipped one has changed since."""
+    file = Path(file).resolve()
+    if file.parent == PACKAGE / "weights":
+        note_data(WEIGHTS_PREFIX + file.name, _hash_of(file))
+
+
 def report(modules: list[str], data: dict[str, str] | None = None, workers_peak_mb: float = 0.0) -> None:
     """Note what child processes imported and read, and the sum of their peak memories in MB."""
     global _workers_peak_mb
@@ -141,14 +149,6 @@ if REPORT_VARIABLE in os.environ:  # set by launch.torchrun, whose children cann
     atexit.register(_write_own_report)
 
 
-def _weights_hashes() -> dict[str, str]:
-    """Hashes of the shipped weights, when this kernel could have loaded them."""
-    if not {"vitq.zoo", "vitq.micro"} & set(imported_modules()):
-        return {}
-    files = sorted((PACKAGE / "weights").glob("*.safetensors"))
-    return {file.name: _hash_of(file) for file in files}
-
-
 def footer(seconds: float | None = None) -> None:
     """Show versions, hardware, wall time and peak memory; call it in the last cell of a notebook.
 
@@ -166,10 +166,11 @@ def footer(seconds: float | None = None) -> None:
     for module in imported_modules():
         file = _module_file(module)
         modules[module] = MODIFIED if file is not None and file.stat().st_mtime > started else module_hash(module)
+    noted, weights = sorted(_data), {name for name in _data if name.startswith(WEIGHTS_PREFIX)}
     facts = {
         "modules": modules,
-        "weights": _weights_hashes(),
-        "data": dict(sorted(_data.items())),
+        "weights": {name.removeprefix(WEIGHTS_PREFIX): _data[name] for name in noted if name in weights},
+        "data": {name: _data[name] for name in noted if name not in weights},
         "seconds": round(seconds, 1),
         "peak_memory_mb": round(memory),
         "hardware": hardware,

