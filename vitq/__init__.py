@@ -8,10 +8,10 @@ from importlib import import_module as _import_module
 __version__ = "0.1.0"
 
 _HOME = {
-    "QuantSpec": "vitq.convert",
+    "QuantSpec": "vitq.spec",
     "quantize": "vitq.convert",
     "calibrate": "vitq.convert",
-    "describe": "vitq.convert",
+    "describe": "vitq.description",
     "weight_quantizers": "vitq.convert",
     "activation_quantizers": "vitq.convert",
     "scale_parameters": "vitq.convert",

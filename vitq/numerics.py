@@ -64,7 +64,8 @@ class _FakeQuantize(torch.autograd.Function):
     """One pass forward, one backward: the mask is a byte an element, the scale's gradient two inner products."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, qmin: int, qmax: int, paper_mask: bool) -> Tensor:
+    def forward(ctx, x: Tensor, scale: Tensor, qmin: int, qmax: int, paper_mask: bool, frozen: Tensor | None,
+                frozen_codes: Tensor | None) -> Tensor:
         ratio = x / scale
         if paper_mask:
             inside = (ratio >= qmin) & (ratio <= qmax)
@@ -73,6 +74,9 @@ class _FakeQuantize(torch.autograd.Function):
             rounded = ratio.round_()
             out = rounded.clamp(qmin, qmax)
             inside = out == rounded
+        if frozen is not None:  # outside for the gradients: none to x, the stored integer to the scale
+            inside &= ~frozen
+            out = blend(frozen, frozen_codes, out)
         out.mul_(scale)
         ctx.save_for_backward(x, scale, out, inside)
         return out
@@ -90,10 +94,11 @@ class _FakeQuantize(torch.autograd.Function):
             else:
                 dims = [d for d in range(x.dim()) if scale.shape[d] == 1]
                 grad_scale_ = (grad * out - grad_x * x).sum(dims, keepdim=True) / scale
-        return grad_x, grad_scale_, None, None, None
+        return grad_x, grad_scale_, None, None, None, None, None
 
 
-def fake_quantize(x: Tensor, scale: Tensor, qmin: int, qmax: int, variant: str = "released") -> Tensor:
+def fake_quantize(x: Tensor, scale: Tensor, qmin: int, qmax: int, variant: str = "released",
+                  frozen: tuple[Tensor, Tensor] | None = None) -> Tensor:
     r"""Uniform symmetric fake quantization with a differentiable scale.
 
     .. math:: q(x) = s \cdot \mathrm{clip}(\lfloor x/s \rceil, n, p)
@@ -108,9 +113,12 @@ def fake_quantize(x: Tensor, scale: Tensor, qmin: int, qmax: int, variant: str =
         qmax: Largest code p.
         variant: ``"paper"``: :math:`M = [n \le x/s \le p]` as printed in Eq. 2. ``"released"``: the mask of the
             authors' code, :math:`M = [n \le r \le p]`, half a bin wider on either side.
+        frozen: Mask (bool) and integers, both of the shape of ``x``: where the mask is set, the result is the scale
+            times the integer, whatever ``x`` is.
     """
     low_precision = x.dtype in (torch.float16, torch.bfloat16)
-    y = _FakeQuantize.apply(x.float() if low_precision else x, scale, qmin, qmax, variant == "paper")
+    mask, codes = (None, None) if frozen is None else frozen
+    y = _FakeQuantize.apply(x.float() if low_precision else x, scale, qmin, qmax, variant == "paper", mask, codes)
     return y.to(x.dtype) if low_precision else y
 
 

@@ -96,7 +96,8 @@ class LowBitWeights:
         if not found:
             raise InputError(f"max_bits={max_bits}: the model has no quantized weight of so few bits")
         self.sites: dict[str, WeightSite] = found
-        self.sizes = [site.latent.numel() for site in found.values()]
+        self.shapes = [site.shape for site in found.values()]
+        self.sizes = [shape.numel() for shape in self.shapes]
 
     def codes(self) -> Tensor:
         """All codes, flat, int8."""
@@ -105,7 +106,7 @@ class LowBitWeights:
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """Views of a flat tensor by module path, each in the shape of its weight."""
         parts = flat.split(self.sizes)
-        return {n: p.view_as(s.latent) for p, (n, s) in zip(parts, self.sites.items(), strict=True)}
+        return {n: p.view(shape) for p, n, shape in zip(parts, self.sites, self.shapes, strict=True)}
 
 
 class OscillationTracking(Callback):
@@ -151,8 +152,11 @@ class OscillationTracking(Callback):
 
 @torch.no_grad()
 def distance_to_code(weight: Tensor, quantizer: Quantizer) -> Tensor:
-    """``code - w/s`` in steps, within [-0.5, 0.5] unless clipped; peaks at +-0.5 mean oscillation (paper, Fig. 3)."""
-    return quantizer.codes_of(weight) - weight / quantizer.step_size(weight)
+    """Code minus latent weight in steps (``code - w/s``), within [-0.5, 0.5] unless clipped.
+
+    Peaks at +-0.5 mean oscillation (Nagel 2022, Fig. 3).
+    """
+    return quantizer.codes_of(weight) - quantizer.position(weight)
 
 
 @torch.no_grad()
@@ -163,14 +167,14 @@ def boundary_range(weight: Tensor, quantizer: Quantizer, x: float) -> Tensor:
 
     Args:
         weight: Latent weight.
-        quantizer: A uniform symmetric quantizer with a scale.
+        quantizer: Its quantizer; thresholds lie at the half-integers of its ``position``.
         x: Half width in units of one quantization step, in (0, 0.5].
     """
     if not 0 < x <= 0.5:
         raise InputError(f"x={x!r}: give a distance in quantization steps, in (0, 0.5]")
-    ratio = weight / quantizer.step_size(weight)
-    nearest = (ratio - 0.5).round().clamp(quantizer.qmin, quantizer.qmax - 1) + 0.5
-    return (ratio - nearest).abs() <= x
+    position = quantizer.position(weight)
+    nearest = (position - 0.5).round_().clamp_(quantizer.qmin, quantizer.qmax - 1).add_(0.5)
+    return position.sub_(nearest).abs_() <= x
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ class WeightTrace(Callback):
         last: Number of steps to keep, counted from the end of the run.
 
     Attributes:
-        latent: float32 (last, k), w/s. codes: int8 (last, k). Row i is step ``total - last + i + 1``.
+        latent: float32 (last, k), in steps of the grid (w/s). codes: int8 (last, k). Row i is step
+            ``total - last + i + 1``.
     """
 
     def __init__(self, layer: str, channel: int | None = None, last: int = 200) -> None:
@@ -30,10 +31,10 @@ class WeightTrace(Callback):
         if self.layer not in sites:
             raise InputError(f"layer={self.layer!r} is not quantized; choose one of {', '.join(sites)}")
         self.site = sites[self.layer]
-        channels = len(self.site.latent)
+        channels = self.site.shape[0]
         if self.channel is not None and not 0 <= self.channel < channels:
             raise InputError(f"channel={self.channel!r}: the layer has {channels} output channels")
-        k = self.site.latent.numel() // (1 if self.channel is None else channels)
+        k = self.site.shape.numel() // (1 if self.channel is None else channels)
         self.latent = torch.zeros(self.last, k, device=state.device)
         self.codes = torch.zeros(self.last, k, dtype=torch.int8, device=state.device)
 
@@ -43,7 +44,7 @@ class WeightTrace(Callback):
         if row >= 0:
             weight, quantizer = self.site.latent, self.site.quantizer
             part = slice(None) if self.channel is None else self.channel
-            self.latent[row] = (weight / quantizer.step_size(weight))[part].flatten()
+            self.latent[row] = quantizer.position(weight)[part].flatten()
             self.codes[row] = quantizer.codes(weight)[part].flatten()
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -2,8 +2,10 @@
 
 from vitq.quantizers.base import Quantizer
 from vitq.quantizers.lsq import LSQ
+from vitq.quantizers.offset_lsq import OffsetLSQ
+from vitq.quantizers.statsq import StatsQ
 from vitq.quantizers.uniform import Uniform
 
-QUANTIZERS: dict[str, type[Quantizer]] = {"lsq": LSQ, "uniform": Uniform}
+QUANTIZERS: dict[str, type[Quantizer]] = {"lsq": LSQ, "offset_lsq": OffsetLSQ, "statsq": StatsQ, "uniform": Uniform}
 
-__all__ = ["LSQ", "QUANTIZERS", "Quantizer", "Uniform"]
+__all__ = ["LSQ", "QUANTIZERS", "OffsetLSQ", "Quantizer", "StatsQ", "Uniform"]

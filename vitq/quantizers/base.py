@@ -1,5 +1,7 @@
 """What all quantizers share: the integer grid, calibration, integer codes, and freezing in the integer domain."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -10,26 +12,36 @@ from vitq.numerics import blend, check_bits, integer_range
 class Quantizer(nn.Module):
     """Base class of the quantizers.
 
-    A subclass implements ``fit_range(x)``, ``step_size(x)`` (broadcastable to x), ``fake_quantize(x)``, ``codes_of(x)``
-    and ``dequantize(codes)``. Used on a
-    weight it is a ``torch.nn.utils.parametrize`` parametrization: the latent weight stays the parameter.
+    A subclass implements ``fit_range(x)``, ``step_size(x)`` (broadcastable to x), ``fake_quantize(x)``,
+    ``codes_of(x)``, ``position(x)`` and ``dequantize(codes, x)``. Used on a weight it is a
+    ``torch.nn.utils.parametrize`` parametrization: the latent weight stays the parameter.
 
     Weights can be frozen *in the integer domain* (Nagel 2022, section 4.3): where ``frozen`` is set the output is
     ``dequantize(frozen_codes)``, so a later change of the scale still moves the value, the gradient to the latent
     weight is exactly 0, and the gradient to the scale is the stored integer. Mask and codes are buffers.
 
     Args:
-        bits: Number of bits, 2 to 8.
+        bits: Number of bits, from the class's ``MIN_BITS`` to 8.
         signed: Signed grid or not; ``None`` decides at calibration: signed if the data has a negative value.
-        channel_axis: Axis with one scale an index, or ``None`` for one scale per tensor.
+        channel_axis: Axis with one scale an index, several axes with one scale for each combination of their indices,
+            or ``None`` for one scale per tensor. Negative axes count from the end.
+
+    Attributes:
+        SCALE_FROM_DATA: The scale is a statistic of the tensor itself, recomputed in each call, not a state.
     """
 
-    def __init__(self, bits: int, signed: bool | None = True, channel_axis: int | None = None) -> None:
+    MIN_BITS = 2
+    SCALE_FROM_DATA = False
+    SIZED_BY_DATA = ("scale", "zero_point", "pre_offset", "post_offset")  # state whose length calibration decides
+
+    def __init__(
+        self, bits: int, signed: bool | None = True, channel_axis: int | tuple[int, ...] | None = None
+    ) -> None:
         super().__init__()
-        self.bits = check_bits("bits", bits)
+        self.bits = check_bits("bits", bits, self.MIN_BITS)
         self.signed = signed
         self.chooses_sign = signed is None
-        self.channel_axis = channel_axis
+        self.channel_axis = tuple(channel_axis) if isinstance(channel_axis, list) else channel_axis
         self.initialized = False
         self.register_buffer("frozen", None)
         self.register_buffer("frozen_codes", None)
@@ -46,10 +58,11 @@ class Quantizer(nn.Module):
         """Fake-quantize ``x`` (any shape); the first call on an uncalibrated quantizer calibrates it."""
         if not self.initialized:
             self.initialize(x)
-        y = self.fake_quantize(x)
-        if self.frozen is not None:
-            y = blend(self.frozen, self.dequantize(self.frozen_codes), y)
-        return y
+        return self.fake_quantize(x) if self.frozen is None else self.fake_quantize_frozen(x)
+
+    def fake_quantize_frozen(self, x: Tensor) -> Tensor:
+        """``fake_quantize(x)``, but the stored integer times the scale where ``frozen`` is set."""
+        return blend(self.frozen, self.dequantize(self.frozen_codes, x), self.fake_quantize(x))
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """Assigning to a quantized weight sets the latent weight (needed by parametrize)."""
@@ -71,6 +84,12 @@ class Quantizer(nn.Module):
         """Integer codes of ``x``, same shape; frozen entries give their stored integer."""
         codes = self.codes_of(x)
         return codes if self.frozen is None else blend(self.frozen, self.frozen_codes, codes)
+
+    @torch.no_grad()
+    def limits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Lowest and highest level of the grid of ``x``, broadcastable to it."""
+        step = self.step_size(x)
+        return self.qmin * step, self.qmax * step
 
     @torch.no_grad()
     def freeze(self, mask: Tensor, codes: Tensor) -> None:
@@ -110,7 +129,7 @@ class Quantizer(nn.Module):
                 setattr(self, name, None)
             elif getattr(self, name) is None or getattr(self, name).shape != saved.shape:
                 setattr(self, name, torch.empty_like(saved, device=self.scale.device))
-        for name in ("scale", "zero_point"):  # a per-channel scale has its length only after calibration
+        for name in self.SIZED_BY_DATA:
             saved, own = state_dict.get(prefix + name), getattr(self, name, None)
             if saved is not None and own is not None and own.shape != saved.shape:
                 own.data = torch.empty_like(saved, device=own.device)
@@ -121,9 +140,22 @@ class Quantizer(nn.Module):
         where = "per tensor" if self.channel_axis is None else f"per channel (axis {self.channel_axis})"
         return f"bits={self.bits}, {kind}, {where}"
 
-    def _per_channel(self, scale: Tensor, dim: int) -> Tensor:
-        if self.channel_axis is None:
-            return scale
-        shape = [1] * dim
-        shape[self.channel_axis] = -1
-        return scale.reshape(shape)
+    def _spread(self, scale: Tensor, x: Tensor) -> Tensor:
+        """A scale, shaped to broadcast against ``x``."""
+        return spread(scale, x, self.channel_axis, "scale")
+
+
+def spread(values: Tensor, x: Tensor, axes: int | tuple[int, ...] | None, name: str) -> Tensor:
+    """A vector with one entry for each combination of indices of ``axes``, shaped to broadcast against ``x``.
+
+    Raises:
+        InputError: ``x`` has another size along these axes.
+    """
+    if axes is None:
+        return values
+    kept = {axis % x.dim() for axis in ((axes,) if isinstance(axes, int) else axes)}
+    shape = [size if axis in kept else 1 for axis, size in enumerate(x.shape)]
+    if math.prod(shape) != values.numel():
+        raise InputError(f"{name} has {values.numel()} entries but the input {tuple(x.shape)} asks for "
+                         f"{math.prod(shape)}: scales per position tie a model to the image size it was calibrated at")
+    return values.reshape(shape)

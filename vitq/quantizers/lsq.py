@@ -19,21 +19,23 @@ class LSQ(Quantizer):
     Args:
         bits: 2 to 8.
         signed: ``None`` chooses at calibration: unsigned when the data has no negative value.
-        channel_axis: One scale per index of this axis (0 for the output channels of a weight); ``None``: per tensor.
+        channel_axis: One scale per index of this axis (0 for the output channels of a weight), or per combination of
+            indices of several axes; ``None``: per tensor.
         variant: ``"released"`` or ``"paper"`` straight-through mask.
         grad_scale: ``"none"`` (as Nagel 2022 was run) or ``"lsq"``: the scale's gradient times
             :math:`1/\sqrt{pN}`, N = values that share the scale, batch included.
-        init: ``"mse"`` (grid search), ``"lsq"`` (:math:`2\,\mathrm{mean}|x|/\sqrt p`) or ``"max"``.
+        init: ``"mse"`` (grid search), ``"lsq"`` (:math:`2\,\mathrm{mean}|x|/\sqrt p`), ``"ofq"`` (the same, doubled on
+            an unsigned grid with several scales) or ``"max"``.
 
     Shape:
-        Input and output: any; ``scale``: (1,) or (channels,).
+        Input and output: any; ``scale``: (1,) or (scales,).
     """
 
     def __init__(
         self,
         bits: int,
         signed: bool | None = True,
-        channel_axis: int | None = None,
+        channel_axis: int | tuple[int, ...] | None = None,
         variant: str = "released",
         grad_scale: str = "none",
         init: str = "mse",
@@ -53,14 +55,22 @@ class LSQ(Quantizer):
         scale = self.scale.clamp_min(EPSILON)
         if self.grad_scale == "lsq":
             scale = grad_scale(scale, (self.qmax * x.numel() / scale.numel()) ** -0.5)
-        return self._per_channel(scale, x.dim())
+        return self._spread(scale, x)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         return fake_quantize(x, self.step_size(x), self.qmin, self.qmax, self.variant)
 
+    def fake_quantize_frozen(self, x: Tensor) -> Tensor:
+        frozen = self.frozen, self.frozen_codes
+        return fake_quantize(x, self.step_size(x), self.qmin, self.qmax, self.variant, frozen)
+
+    def position(self, x: Tensor) -> Tensor:
+        """``x / s``: its nearest integer is the code, its half-integers are the rounding thresholds."""
+        return x / self.step_size(x)
+
     def codes_of(self, x: Tensor) -> Tensor:
         return integer_codes(x, self.step_size(x), self.qmin, self.qmax)
 
-    def dequantize(self, codes: Tensor) -> Tensor:
+    def dequantize(self, codes: Tensor, x: Tensor | None = None) -> Tensor:
         """``s * codes``, differentiable in the scale."""
         return codes * self.step_size(codes)

@@ -8,22 +8,26 @@ MARGIN = 0.5
 SAMPLE = 2**20  # values that one scale is searched on; more than enough for a threshold out of 100
 
 
-def _rows(x: Tensor, channel_axis: int | None) -> Tensor:
+def _rows(x: Tensor, channel_axis: int | tuple[int, ...] | None) -> Tensor:
     """Values that share a scale, one row each."""
-    return x.reshape(1, -1) if channel_axis is None else x.movedim(channel_axis, 0).flatten(1)  # (channels, rest)
+    if channel_axis is None:
+        return x.reshape(1, -1)
+    axes = sorted(axis % x.dim() for axis in ((channel_axis,) if isinstance(channel_axis, int) else channel_axis))
+    rows = x.movedim(tuple(axes), tuple(range(len(axes))))
+    return rows.reshape(rows.shape[: len(axes)].numel(), -1)  # (scales, rest)
 
 
-def max_scale(x: Tensor, qmax: int, channel_axis: int | None = None) -> Tensor:
+def max_scale(x: Tensor, qmax: int, channel_axis: int | tuple[int, ...] | None = None) -> Tensor:
     """``max|x| / p``, one per row of values that share a scale; shape (1,) or (channels,)."""
     return _rows(x, channel_axis).abs().amax(1) / qmax
 
 
-def lsq_scale(x: Tensor, qmax: int, channel_axis: int | None = None) -> Tensor:
-    r"""LSQ's initial step size :math:`2\,\mathrm{mean}|x| / \sqrt p` (LSQ, section 2.1); shape (1,) or (channels,)."""
+def lsq_scale(x: Tensor, qmax: int, channel_axis: int | tuple[int, ...] | None = None) -> Tensor:
+    r"""LSQ's initial step size :math:`2\,\mathrm{mean}|x| / \sqrt p` (LSQ, section 2.1); shape (1,) or (scales,)."""
     return 2 * _rows(x, channel_axis).abs().mean(1) / qmax**0.5
 
 
-def mse_scale(x: Tensor, qmin: int, qmax: int, channel_axis: int | None = None) -> Tensor:
+def mse_scale(x: Tensor, qmin: int, qmax: int, channel_axis: int | tuple[int, ...] | None = None) -> Tensor:
     r"""Scale with the least squared quantization error over a grid of 100 clipping thresholds.
 
     Candidate :math:`i = 1 \dots 100` maps :math:`T_i = i (\max|x| + 0.5)/100` to the largest code,
@@ -62,15 +66,20 @@ def mse_scale(x: Tensor, qmin: int, qmax: int, channel_axis: int | None = None) 
     return chosen
 
 
-def estimate_scale(x: Tensor, qmin: int, qmax: int, channel_axis: int | None, rule: str) -> Tensor:
-    """Scale of ``x`` by ``rule``, one of :data:`RULES`; never below the smallest positive number of its dtype."""
+def estimate_scale(x: Tensor, qmin: int, qmax: int, channel_axis: int | tuple[int, ...] | None, rule: str) -> Tensor:
+    """Scale of ``x`` by ``rule``, one of :data:`RULES`; never below the smallest positive number of its dtype.
+
+    ``"ofq"`` is LSQ's rule, twice as large on an unsigned grid with several scales (released code of OFQ).
+    """
     if rule == "mse":
         scale = mse_scale(x, qmin, qmax, channel_axis)
-    elif rule == "lsq":
+    elif rule in ("lsq", "ofq"):
         scale = lsq_scale(x, qmax, channel_axis)
+        if rule == "ofq" and qmin == 0 and channel_axis is not None:
+            scale = 2 * scale
     else:
         scale = max_scale(x, qmax, channel_axis)
     return scale.clamp_min(torch.finfo(scale.dtype).tiny)
 
 
-RULES = ("mse", "lsq", "max")
+RULES = ("mse", "lsq", "max", "ofq")

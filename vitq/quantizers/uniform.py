@@ -30,7 +30,7 @@ class Uniform(Quantizer):
         self,
         bits: int,
         signed: bool | None = True,
-        channel_axis: int | None = None,
+        channel_axis: int | tuple[int, ...] | None = None,
         symmetric: bool = True,
         init: str = "mse",
     ) -> None:
@@ -57,10 +57,10 @@ class Uniform(Quantizer):
 
     def step_size(self, x: Tensor) -> Tensor:
         """Scale, shaped to broadcast against ``x``."""
-        return self._per_channel(self.scale, x.dim())
+        return self._spread(self.scale, x)
 
     def _zero_point(self, x: Tensor) -> Tensor:
-        return self._per_channel(self.zero_point, x.dim())
+        return self._spread(self.zero_point, x)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         scale, zero_point = self.step_size(x), self._zero_point(x)
@@ -72,5 +72,13 @@ class Uniform(Quantizer):
         scale, zero_point = self.step_size(x), self._zero_point(x)
         return integer_codes(x, scale, self.qmin, self.qmax, zero_point)
 
-    def dequantize(self, codes: Tensor) -> Tensor:
+    @torch.no_grad()
+    def limits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        step, zero_point = self.step_size(x), self._zero_point(x)
+        return (self.qmin - zero_point) * step, (self.qmax - zero_point) * step
+
+    def position(self, x: Tensor) -> Tensor:
+        return x / self.step_size(x) + self._zero_point(x)
+
+    def dequantize(self, codes: Tensor, x: Tensor | None = None) -> Tensor:
         return (codes - self._zero_point(codes)) * self.step_size(codes)

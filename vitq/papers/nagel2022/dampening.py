@@ -27,9 +27,9 @@ class _Residual(torch.autograd.Function):
     def forward(ctx, weight: Tensor, quantizer: Quantizer) -> Tensor:
         target = quantizer.fake_quantize(weight)
         if quantizer.frozen is not None:
-            target = blend(quantizer.frozen, quantizer.dequantize(quantizer.frozen_codes), target)
-        scale = quantizer.step_size(weight)
-        residual = torch.minimum(torch.maximum(weight, quantizer.qmin * scale), quantizer.qmax * scale).sub_(target)
+            target = blend(quantizer.frozen, quantizer.dequantize(quantizer.frozen_codes, weight), target)
+        low, high = quantizer.limits(weight)
+        residual = torch.minimum(torch.maximum(weight, low), high).sub_(target)
         ctx.save_for_backward(residual)
         flat = residual.flatten()
         return torch.dot(flat, flat)

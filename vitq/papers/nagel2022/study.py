@@ -135,6 +135,6 @@ def depthwise_latents(out: str | Path) -> dict[str, Tensor]:
     """Figures 3 and 4: w/s and distance to the code of all low-bit depthwise weights of a finished run, flat."""
     model = vitq.load(Path(out) / MODEL)
     sites = [s for s in LowBitWeights(model).sites.values() if s.kind == "depthwise"]
-    ratio = [(s.latent / s.quantizer.step_size(s.latent)).flatten() for s in sites]
-    distance = [(s.codes() - s.latent / s.quantizer.step_size(s.latent)).flatten() for s in sites]
+    ratio = [s.quantizer.position(s.latent).flatten() for s in sites]
+    distance = [(s.codes() - s.quantizer.position(s.latent)).flatten() for s in sites]
     return {"ratio": torch.cat(ratio), "distance": torch.cat(distance)}

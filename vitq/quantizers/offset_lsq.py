@@ -1,0 +1,138 @@
+"""LSQ with learned offset vectors: the activation quantizer of OFQ."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vitq.numerics import check_choice, integer_codes
+from vitq.quantizers.base import Quantizer, spread
+from vitq.quantizers.ranges import RULES, estimate_scale
+
+FLOOR = 1e-5  # smallest effective scale in the released code; the gradient passes through it unchanged
+
+
+def _reduce(values: Tensor, like: Tensor) -> Tensor:
+    """Sum of ``values`` down to the shape of ``like``, which broadcasts against it."""
+    axes = [a for a in range(values.dim()) if like.dim() == values.dim() and like.shape[a] == 1]
+    return values.sum(axes, keepdim=True) if like.numel() > 1 else values.sum().reshape(like.shape)
+
+
+class _OffsetFakeQuantize(torch.autograd.Function):
+    """One pass forward, one backward; what backward needs is the residual of rounding and a byte an element."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, pre: Tensor | None, post: Tensor | None, qmin: int, qmax: int) -> Tensor:
+        ratio = x / scale if pre is None else (x + pre).div_(scale)
+        inside = (ratio >= qmin) & (ratio <= qmax)
+        out = ratio.round().clamp_(qmin, qmax)
+        residual = ratio.mul_(inside).neg_().add_(out)  # the derivative of the output by the scale
+        out.mul_(scale)
+        if post is not None:
+            out.add_(post)
+        ctx.save_for_backward(residual, inside, scale, pre, post)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        residual, inside, scale, pre, post = ctx.saved_tensors
+        grad_x = grad * inside
+        grad_scale = _reduce(grad * residual, scale) if ctx.needs_input_grad[1] else None
+        grad_pre = _reduce(grad_x, pre) if pre is not None else None
+        grad_post = _reduce(grad, post) if post is not None else None
+        return grad_x, grad_scale, grad_pre, grad_post, None, None
+
+
+class OffsetLSQ(Quantizer):
+    r"""LSQ for activations with two learned offset vectors (OFQ 2023, released code).
+
+    .. math:: \hat x = s \cdot \mathrm{clip}(\lfloor (x + \beta_{pre}) / s \rceil, n, p) + \beta_{post}
+
+    The two vectors are independent and start at 0. The scale starts at :math:`2\,\mathrm{mean}|x| / \sqrt p`, twice
+    that on an unsigned grid with several scales; it is at least :math:`10^{-5}`, with an identity gradient there, and
+    its gradient is multiplied by :math:`1/\sqrt{pM}`, M = values that share it in this batch. The straight-through mask
+    is that of the clip, as LSQ prints it.
+
+    Args:
+        bits: 2 to 8.
+        signed: ``None`` chooses at calibration: unsigned when the data has no negative value.
+        channel_axis: Axes of the scales. OFQ has one scale per token (-2) in linear layers.
+        offset_axis: Axes of the offset vectors, -1 for channels; ``None`` for no offsets.
+        columns: The tokens on axis -2 are a map in row order with so many columns, and all tokens of a column share a
+            scale, as in the released Swin.
+        init: As in :class:`~vitq.quantizers.lsq.LSQ`.
+
+    Shape:
+        Input and output: any. ``scale``, ``pre_offset``, ``post_offset``: vectors, sized at calibration.
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        signed: bool | None = True,
+        channel_axis: int | tuple[int, ...] | None = None,
+        offset_axis: int | tuple[int, ...] | None = -1,
+        columns: int | None = None,
+        init: str = "ofq",
+    ) -> None:
+        super().__init__(bits, signed, channel_axis)
+        self.offset_axis = tuple(offset_axis) if isinstance(offset_axis, list) else offset_axis
+        self.columns = columns
+        self.init = check_choice("init", init, RULES)
+        self.scale = nn.Parameter(torch.ones(1))
+        for name in ("pre_offset", "post_offset"):
+            self.register_parameter(name, None if offset_axis is None else nn.Parameter(torch.zeros(1)))
+
+    def _map(self, x: Tensor) -> Tensor:
+        return x if self.columns is None else x.unflatten(-2, (-1, self.columns))  # (..., rows, columns, C)
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        """Half precision is computed in float32 and returned in its own dtype."""
+        values = self._map(x)
+        values = values.float() if x.dtype in (torch.float16, torch.bfloat16) else values
+        pre, post = self._offsets(values)
+        y = _OffsetFakeQuantize.apply(values, self._step_size(values), pre, post, self.qmin, self.qmax)
+        return y.to(x.dtype).reshape(x.shape)
+
+    def fit_range(self, x: Tensor) -> None:
+        values = self._map(x)
+        scale = estimate_scale(values, self.qmin, self.qmax, self.channel_axis, self.init)
+        self.scale.data = scale.to(device=self.scale.device, dtype=self.scale.dtype)
+        if self.offset_axis is not None:
+            axes = (self.offset_axis,) if isinstance(self.offset_axis, int) else self.offset_axis
+            size = math.prod(values.shape[axis] for axis in axes)
+            for offset in (self.pre_offset, self.post_offset):
+                offset.data = torch.zeros(size, device=offset.device, dtype=offset.dtype)
+
+    def _step_size(self, values: Tensor) -> Tensor:
+        value = self.scale.detach()
+        factor = (self.qmax * values.numel() / value.numel()) ** -0.5
+        return self._spread(value.clamp_min(FLOOR) + (self.scale - value) * factor, values)
+
+    def step_size(self, x: Tensor) -> Tensor:
+        """Effective scale, shaped to broadcast against ``x`` (as a map where ``columns`` is set)."""
+        return self._step_size(self._map(x))
+
+    def _offsets(self, values: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        if self.offset_axis is None:
+            return None, None
+        pre = spread(self.pre_offset, values, self.offset_axis, "pre_offset")
+        return pre, spread(self.post_offset, values, self.offset_axis, "post_offset")
+
+    @torch.no_grad()
+    def position(self, x: Tensor) -> Tensor:
+        """``(x + pre_offset) / s``."""
+        values = self._map(x)
+        pre, _ = self._offsets(values)
+        values = values if pre is None else values + pre
+        return (values / self._step_size(values)).reshape(x.shape)
+
+    def codes_of(self, x: Tensor) -> Tensor:
+        return integer_codes(self.position(x), torch.ones((), device=x.device), self.qmin, self.qmax)
+
+    def dequantize(self, codes: Tensor, x: Tensor | None = None) -> Tensor:
+        """``s * codes + post_offset``; codes and ``x`` have one shape."""
+        values = self._map(codes)
+        _, post = self._offsets(values)
+        y = values * self._step_size(values)
+        return (y if post is None else y + post).reshape(codes.shape)
