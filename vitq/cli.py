@@ -57,6 +57,10 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch-size", type=int, default=256, metavar="N", help="default: 256")
     evaluate.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default) or cuda")
 
+    from . import labels_cli
+
+    labels_cli.add(command("labels", None, "soft labels of stored crops: make, info, check"))
+
     compare = command("compare", _compare, "reported against reproduced, with verdicts")
     compare.add_argument("claims", nargs="*", metavar="CLAIM", help="such as nagel2022_t4 (default: list the claims)")
     compare.add_argument("--records", metavar="DIR", help="folder of records (default: the book's)")
@@ -164,11 +168,13 @@ def _models(given: argparse.Namespace) -> int:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     top = parser()
-    commands = next(action for action in top._actions if isinstance(action, argparse._SubParsersAction)).choices
-    first = next((argument for argument in arguments if not argument.startswith("-")), None)
-    if first is not None and first not in commands:
-        raise InputError(f"unknown command {first}{_near(first, commands)}; there are: {', '.join(commands)}")
-    here = commands[first] if first else top
+    here, words = top, [argument for argument in arguments if not argument.startswith("-")]
+    while commands := _commands_of(here):  # `vitq labels make` has two levels
+        if not words:
+            break
+        if words[0] not in commands:
+            raise InputError(f"unknown command {words[0]}{_near(words[0], commands)}; there are: {', '.join(commands)}")
+        here = commands[words.pop(0)]
     options = [option for action in here._actions for option in action.option_strings]
     for word in arguments:  # before argparse, which would first complain of the option that the misspelt one was
         if word.startswith("--") and word.partition("=")[0] not in options:
@@ -177,6 +183,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if unknown:
         raise InputError(f"unknown argument {unknown[0]} (see {here.prog} --help)")
     return given
+
+
+def _commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    found = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return found[0] if found else {}
 
 
 def _near(word: str, known: Any) -> str:

@@ -1,0 +1,171 @@
+"""Batches of several stored crops an image, each with its soft label: an image is read and decoded once for all."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitq.data.batches import _cores, _generator
+from vitq.data.images import ImageSet
+from vitq.data.soft_labels.crops import crop_resize, pixel_boxes
+from vitq.data.soft_labels.store import CropLabels, SoftLabels
+from vitq.errors import InputError
+
+Batch = tuple[Tensor, Tensor]
+
+
+class MultiCropSource:
+    """A `vitq.train.sources.Source` of (crops (B * M, 3, S, S), soft labels float32 (B * M, classes)).
+
+    An epoch is one pass over the images with M distinct stored crops of each (VVTQ 2023, section 3.3): box, flip and
+    label of a crop come from the same stored entry. The crops of a batch lie crop-major: the first crop of all its
+    images, then the second of all. What a batch holds depends on seed, epoch and its number alone. An epoch has
+    ceil(images / B) batches; the last is filled up with the first images of the epoch's order.
+
+    Args:
+        dataset: From `vitq.data.load`.
+        labels: Of this data set, from `vitq.data.soft_labels.load`.
+        batch_size: Crops in a batch over all ranks, B * M.
+        crops: M.
+        seed: Of the order of the images and the choice of crops.
+        device: Where the batches go.
+        part: Index and number of the ranks that share each batch.
+        size: Side of a crop in pixels, S; None for the data set's own.
+        interpolation: "bilinear" or "bicubic", of the resize to that side.
+        workers: Reading processes of a folder set; None for at most 8, one for each core.
+
+    Raises:
+        InputError: A wrong argument, or labels of another data set; while iterating, a damaged image or a corrupt
+            label, by name.
+    """
+
+    def __init__(self, dataset: Any, labels: SoftLabels, batch_size: int, crops: int = 4, *, seed: int = 0,
+                 device: torch.device | str | None = None, part: tuple[int, int] = (0, 1), size: int | None = None,
+                 interpolation: str = "bilinear", workers: int | None = None):  # fmt: skip
+        labels.require(dataset)
+        if not 1 <= crops <= labels.crops:
+            raise InputError(f"crops must lie between 1 and the {labels.crops} stored ones, got {crops}")
+        if not 0 <= part[0] < part[1]:
+            raise InputError(f"part must be (index, count) with 0 <= index < count, got {part}")
+        if batch_size < 1 or batch_size % (crops * part[1]):
+            raise InputError(f"batch_size counts crops and must be a multiple of crops times ranks, "
+                             f"{crops * part[1]}, got {batch_size}")  # fmt: skip
+        if batch_size // crops > len(dataset):
+            raise InputError(f"batch_size must be at most {len(dataset) * crops}, {crops} crops of the {len(dataset)} "
+                             f"images of {dataset.name}, got {batch_size}")  # fmt: skip
+        if interpolation not in ("bilinear", "bicubic"):
+            raise InputError(f"interpolation must be bilinear or bicubic, got {interpolation!r}")
+        self.dataset, self.labels, self.batch_size, self.crops = dataset, labels, batch_size, crops
+        self.seed, self.device, self.part, self.interpolation = seed, device, part, interpolation
+        self.in_memory = isinstance(dataset, ImageSet)
+        self.size = size or (dataset.images.shape[-1] if self.in_memory else dataset.size)
+        self.workers = (0 if len(dataset) < 256 else _cores()) if workers is None else workers
+
+    @property
+    def images(self) -> int:
+        """Images in a batch over all ranks, B."""
+        return self.batch_size // self.crops
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.images)
+
+    def with_crops(self, crops: int) -> "MultiCropSource":
+        """The same source with another number of crops an image and as many crops in a batch."""
+        return MultiCropSource(self.dataset, self.labels, self.batch_size, crops, seed=self.seed, device=self.device,
+                               part=self.part, size=self.size, interpolation=self.interpolation,
+                               workers=self.workers)  # fmt: skip
+
+    def chosen(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """This rank's images (B,) and numbers of stored crops (B, M) of each batch of an epoch from `start` on."""
+        order = torch.randperm(len(self.dataset), generator=_generator(self.seed, epoch, 0))
+        order = torch.cat([order, order[: len(self) * self.images - len(order)]])
+        for number in range(start, len(self)):
+            rows = order[number * self.images : (number + 1) * self.images]
+            keys = torch.rand(len(rows), self.labels.crops, generator=_generator(self.seed, epoch, 1, number))
+            crops = keys.topk(self.crops).indices  # (B, M), distinct
+            yield tuple(whole.tensor_split(self.part[1])[self.part[0]].numpy() for whole in (rows, crops))
+
+    def iterate(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from number `start` on; those before are not read."""
+        read = self._from_memory if self.in_memory else self._from_files
+        for pixels, found in read(epoch, start):
+            targets = found.distributions(self.labels.label, self.labels.num_classes, self.device)  # (B, M, classes)
+            yield pixels.transpose(0, 1).flatten(0, 1), targets.transpose(0, 1).flatten(0, 1)
+
+    def _from_memory(self, epoch: int, start: int) -> Iterator[tuple[Tensor, CropLabels]]:
+        height, width = self.dataset.images.shape[-2:]
+        for rows, crops in self.chosen(epoch, start):
+            found = self.labels.read(rows, crops)
+            images = self.dataset.normalize(self.dataset.images[torch.from_numpy(rows)].to(self.device))
+            boxes = torch.from_numpy(pixel_boxes(found.boxes, height, width))
+            yield crop_resize(images, boxes, torch.from_numpy(found.flips), self.size, self.interpolation), found
+
+    def _from_files(self, epoch: int, start: int) -> Iterator[tuple[Tensor, CropLabels]]:
+        on_cuda = self.device is not None and torch.device(self.device).type == "cuda"
+        loader = torch.utils.data.DataLoader(
+            _Crops(self), batch_sampler=_Lists(self, epoch, start), num_workers=self.workers, collate_fn=_collate,
+            pin_memory=on_cuda, generator=_generator(self.seed, epoch, 2),
+        )  # fmt: skip
+        for batch in loader:
+            if isinstance(batch, Exception):
+                raise batch
+            pixels, found = batch
+            pixels = pixels.to(self.device, non_blocking=True).flatten(0, 1).permute(0, 3, 1, 2)  # (B * M, 3, S, S)
+            pixels = ImageSet.normalize(self.dataset, pixels)
+            yield pixels.unflatten(0, (-1, self.crops)), CropLabels(*(part.numpy() for part in found))
+
+
+class _Lists:
+    """The batches of an epoch as lists of (image, stored crops), made one by one."""
+
+    def __init__(self, source: MultiCropSource, epoch: int, start: int):
+        self.source, self.epoch, self.start = source, epoch, start
+
+    def __len__(self) -> int:
+        return len(self.source) - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, np.ndarray]]]:
+        for rows, crops in self.source.chosen(self.epoch, self.start):
+            yield list(zip(rows.tolist(), crops, strict=True))
+
+
+class _Crops(torch.utils.data.Dataset):
+    """One image of a folder set, read and decoded once: its crops uint8 (M, S, S, 3) and their labels."""
+
+    def __init__(self, source: MultiCropSource):
+        self.dataset, self.labels, self.size = source.dataset, source.labels, source.size
+        self.interpolation = source.interpolation
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, item: tuple[int, np.ndarray]) -> tuple[np.ndarray, CropLabels] | Exception:
+        row, crops = item
+        try:
+            found = CropLabels(*(part[0] for part in self.labels.read([row], crops[None])))
+            return self.dataset.read(row, lambda image: self._cut(image, found))[0], found
+        except Exception as error:  # as a value: raised in a worker it would arrive as a long traceback
+            return error
+
+    def _cut(self, image: Any, found: CropLabels) -> np.ndarray:
+        from PIL import Image
+
+        how = getattr(Image.Resampling, self.interpolation.upper())
+        crops = np.empty((len(found.flips), self.size, self.size, 3), np.uint8)
+        boxes = pixel_boxes(found.boxes, image.height, image.width).tolist()
+        for i, (top, left, height, width) in enumerate(boxes):
+            crop = np.asarray(image.crop((left, top, left + width, top + height)).resize((self.size,) * 2, how))
+            crops[i] = crop[:, ::-1] if found.flips[i] else crop
+        return crops
+
+
+def _collate(samples: list) -> tuple[Tensor, tuple[Tensor, ...]] | Exception:
+    """Pixels uint8 (B, M, S, S, 3) and the parts of `CropLabels`; the first error among the samples instead."""
+    for sample in samples:
+        if isinstance(sample, Exception):
+            return sample
+    pixels, found = zip(*samples, strict=True)
+    labels = tuple(torch.from_numpy(np.stack(part)) for part in zip(*found, strict=True))
+    return torch.from_numpy(np.stack(pixels)), labels
