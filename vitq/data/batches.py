@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitq.data.augmentation import Augmentation, mirrored_part
 from vitq.data.folder import FolderSet, View, collate
 from vitq.data.images import ImageSet
 from vitq.errors import InputError
@@ -110,7 +111,10 @@ class MemoryBatches(Batches):
 
 
 class FolderBatches(Batches):
-    """Batches of a `FolderSet` from a torch `DataLoader`; training images are cropped and mirrored at random.
+    """Batches of a `FolderSet` from a torch `DataLoader`; training images go through the set's augmentation.
+
+    Where it mixes images, a batch is mixed as a whole: labels are float32 (B, classes), and the parts that several
+    processes take together hold the images of the batch in another order.
 
     Args:
         augment: False reads training images as for evaluation.
@@ -122,23 +126,44 @@ class FolderBatches(Batches):
     def __init__(self, *arguments, augment: int | bool | None = None, workers: int | None = None, **more):
         super().__init__(*arguments, **more)
         self.random = self.train and (augment is None or augment is not False)
+        self.augmentation = (self.random and self.dataset.augmentation) or Augmentation()
         self.workers = (0 if len(self.dataset) < 256 else _cores()) if workers is None else workers
+        if self.augmentation.mixes and self.batch_size % (2 * self.part[1]):
+            raise InputError(f"batch_size={self.batch_size}: mixup and cutmix pair the images of each process's share; "
+                             f"give a multiple of {2 * self.part[1]}")
+
+    def rows(self) -> list[Tensor]:
+        """Items of this epoch's batches from `start` on, each (B,): image times repeats plus number of the copy."""
+        repeats = self.augmentation.repeats
+        if repeats == 1:
+            return super().rows()
+        items = torch.randperm(len(self.dataset), generator=_generator(self.seed, self.epoch, 0)) * repeats
+        items = (items[:, None] + torch.arange(repeats)).flatten()  # (N * repeats,), the copies of an image in a row
+        return list(items[: self.per_epoch * self.batch_size].split(self.batch_size)[self.start :])
+
+    def mine(self, rows: Tensor) -> Tensor:
+        """This process's share of a batch; where images are mixed, one that holds the partner of each image."""
+        return mirrored_part(rows, self.part) if self.augmentation.mixes else super().mine(rows)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        epoch, start = self.epoch, self.start
         loader = torch.utils.data.DataLoader(
-            View(self.dataset, self.random, self.seed, self.epoch),
+            View(self.dataset, self.random, self.seed, epoch, self.augmentation.repeats),
             batch_sampler=[self.mine(rows).tolist() for rows in self.rows()],
             num_workers=self.workers,
             pin_memory=self.device is not None and torch.device(self.device).type == "cuda",
             collate_fn=collate,
             generator=_generator(self.seed, self.epoch, 2),
         )
-        for batch in loader:
+        for number, batch in enumerate(loader, start):
             if isinstance(batch, InputError):
                 raise batch
             images, labels = batch
             if self.device is not None:
                 images, labels = (t.to(self.device, non_blocking=True) for t in (images, labels))
+            if self.augmentation.mixes:
+                images, labels = self.augmentation.mix(images, labels, self.dataset.num_classes, self.seed, epoch, 3,
+                                                       number)
             yield images, labels
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vitq.data.augmentation import Augmentation
 from vitq.errors import InputError, MissingError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -33,7 +34,8 @@ class FolderSet(Dataset):
         std: Standard deviation of each channel, in the same units.
         version: Changes with the file names, and with the size in bytes of 1,000 files spread evenly.
         crop_pct: Share of the shorter side that the evaluation crop keeps.
-        interpolation: Of the evaluation resize; training crops use it too.
+        interpolation: Of the evaluation resize; training crops use it too if `augmentation` names no other.
+        augmentation: Of training images; None for random crops and mirroring alone.
     """
 
     name: str
@@ -47,6 +49,7 @@ class FolderSet(Dataset):
     version: str
     crop_pct: float = 0.875
     interpolation: str = "bicubic"
+    augmentation: Augmentation | None = None
 
     @property
     def num_classes(self) -> int:
@@ -80,17 +83,20 @@ class FolderSet(Dataset):
             raise InputError(f"{file} is damaged or no image ({error}); replace it or take it away") from None
 
     def transform(self, train: bool):
-        """Timm's standard transform: random resized crop and mirroring, or resize and centre crop."""
+        """Timm's standard transform: random resized crop and what `augmentation` says, or resize and centre crop."""
         from timm.data import create_transform
 
+        options = {"interpolation": self.interpolation}
+        if train:
+            options = (self.augmentation or Augmentation()).options(self.interpolation)
         return create_transform(
             self.size,
             is_training=train,
             color_jitter=None,
-            interpolation=self.interpolation,
             mean=self.mean,
             std=self.std,
             crop_pct=self.crop_pct,
+            **options,
         )
 
     def normalized_for(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> "FolderSet":
@@ -213,20 +219,22 @@ class View(Dataset):
         train: Use the training transform.
         seed: Seed of the run.
         epoch: The epoch.
+        repeats: Copies of an image, each with a stream of its own; item i is copy i % repeats of image i // repeats.
     """
 
-    def __init__(self, dataset: FolderSet, train: bool, seed: int, epoch: int):
+    def __init__(self, dataset: FolderSet, train: bool, seed: int, epoch: int, repeats: int = 1):
         self.dataset, self.train, self.transform = dataset, train, dataset.transform(train)
-        self.key = (seed, epoch)
+        self.key, self.repeats = (seed, epoch), repeats
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset) * self.repeats
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | InputError:
+    def __getitem__(self, item: int) -> tuple[Tensor, int] | InputError:
+        index, copy = divmod(item, self.repeats)
         try:
             if not self.train:
                 return self.dataset.read(index, self.transform)
-            with seeded(*self.key, index):
+            with seeded(*self.key, index, *([copy] if copy else [])):
                 return self.dataset.read(index, self.transform)
         except InputError as error:  # as a value: raised in a worker it would arrive as a long traceback
             return error

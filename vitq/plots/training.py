@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 from vitq.plots import COLORS, grid
 from vitq.train.remedies import build_remedy
 from vitq.train.run_config import RunConfig
-from vitq.train.schedules import learning_rate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,9 +28,7 @@ def schedule(config: RunConfig, steps_per_epoch: int) -> "Figure":
     """Learning rate, and the strength or threshold of the remedy, over the epochs of a run."""
     settings, total = config.train, config.train.total_steps(steps_per_epoch)
     steps = [round(i * (total - 1) / (POINTS - 1)) for i in range(POINTS)]
-    per_epoch = steps_per_epoch if settings.schedule_per == "epoch" else None
-    rates = [learning_rate(step, total, settings.learning_rate, schedule=settings.schedule,
-                           warmup=settings.warmup_steps, steps_per_epoch=per_epoch) for step in steps]
+    rates = [settings.rate(step, total, steps_per_epoch) for step in steps]
     annealed = strength(config, steps, total)
     figure, axes = grid(1, 2 if annealed else 1, height=2.8, squeeze=False)
     epochs = [step / steps_per_epoch for step in steps]

@@ -5,7 +5,8 @@ import importlib
 _HOME = {
     "Callback": "callbacks", "TrainState": "callbacks", "cosine_schedule": "schedules",
     "TrainConfig": "config", "RunConfig": "run_config", "fit": "loop", "TrainResult": "loop",
-    "evaluate": "evaluation", "CrossEntropy": "losses", "Distillation": "losses", "kl_divergence": "losses",
+    "evaluate": "evaluation", "CrossEntropy": "losses", "Distillation": "losses", "HardAndSoftDistillation": "losses",
+    "kl_divergence": "losses",
     "run": "runs", "register_remedy": "remedies", "DivergedError": "diagnosis",
 }
 __all__ = list(_HOME)

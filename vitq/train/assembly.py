@@ -7,7 +7,9 @@ from typing import Any
 from torch import nn
 
 from vitq import data, zoo
+from vitq.data.augmentation import Augmentation
 from vitq.errors import InputError
+from vitq.train.losses import CrossEntropy, Distillation, HardAndSoftDistillation, two_headed
 from vitq.train.run_config import RunConfig
 
 
@@ -15,8 +17,10 @@ def load_data(config: RunConfig) -> tuple[Any, Any]:
     """Training and test set."""
     given = config.data
     shared = {"size": given.image_size, "seed": given.seed, "path": given.path}
-    return (data.load(given.name, "train", images=given.train_images, **shared),
-            data.load(given.name, given.test_split, images=given.test_images, **shared))
+    train = data.load(given.name, "train", images=given.train_images, **shared)
+    if given.augmentation is not None:
+        train = dataclasses.replace(train, augmentation=Augmentation.from_dict(given.augmentation))
+    return train, data.load(given.name, given.test_split, images=given.test_images, **shared)
 
 
 def load_model(config: RunConfig, dataset: Any) -> nn.Module:
@@ -24,7 +28,7 @@ def load_model(config: RunConfig, dataset: Any) -> nn.Module:
 
     A run that looks at a teacher alone keeps the network's own classes, whatever the labels of its images are.
     """
-    teacher_alone = config.teacher is not None and config.teacher.weight == 1
+    teacher_alone = config.teacher is not None and config.teacher.alone
     return zoo.load(config.model, pretrained=config.pretrained, checkpoint=config.checkpoint,
                     num_classes=None if teacher_alone else dataset.num_classes)
 
@@ -44,6 +48,22 @@ def load_teacher(config: RunConfig, model: nn.Module) -> nn.Module | None:
         raise InputError(f"teacher.model={config.teacher.model!r}: it has {teacher.num_classes} classes and "
                          f"{config.model} has {model.num_classes}; give one with as many")
     return teacher
+
+
+def task_loss(config: RunConfig, teacher: nn.Module | None) -> nn.Module:
+    """What training minimises, the terms of the remedies apart."""
+    smoothing = config.train.label_smoothing
+    if teacher is None:
+        return CrossEntropy(smoothing)
+    if config.teacher.kind == "hard_and_soft":
+        return HardAndSoftDistillation(teacher, smoothing)
+    return Distillation(teacher, config.teacher.temperature, config.teacher.weight, smoothing)
+
+
+def set_heads(model: nn.Module, config: RunConfig) -> None:
+    """Let a two-headed network give both logits in training, if the loss looks at them apart."""
+    if two_headed(model):
+        model.set_distilled_training(config.teacher is not None and config.teacher.kind == "hard_and_soft")
 
 
 def preprocessed(dataset: Any, model: nn.Module, config: RunConfig) -> Any:

@@ -160,7 +160,7 @@ def _steps(config: RunConfig, batch: int, steps: int, watcher: Callback, classes
     """Train a few steps on random images, and return the size of a checkpoint in GB."""
     settings = TrainConfig.from_dict(config.train.to_dict() | {
         "epochs": None, "steps": steps, "batch_size": batch, "accumulation": 1, "log_every": 10**9,
-        "checkpoint_every": 0, "evaluate_every": 0, "warmup_steps": 0})
+        "checkpoint_every": 0, "evaluate_every": 0, "warmup_steps": 0, "cooldown_epochs": 0})
     device = Ranks(settings.device).device
     model = zoo.load(config.model, pretrained=False, num_classes=classes)
     size = config.data.image_size or zoo.preprocessing(model)["size"]

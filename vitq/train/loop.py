@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vitq.errors import InputError
-from vitq.train import checkpoints, diagnosis, snapshot
+from vitq.train import checkpoints, continuation, diagnosis, snapshot
 from vitq.train.callbacks import Callback, CallbackList, TrainState
 from vitq.train.config import TrainConfig
 from vitq.train.evaluation import evaluate as evaluate_on
@@ -22,7 +22,6 @@ from vitq.train.logs import MetricsLog, Progress
 from vitq.train.losses import CrossEntropy
 from vitq.train.optimizers import build_optimizers
 from vitq.train.ranks import Ranks
-from vitq.train.schedules import learning_rate
 from vitq.train.sources import Source, as_source
 from vitq.train.step import TrainingStep
 
@@ -41,7 +40,8 @@ class TrainResult:
 
 def fit(model: nn.Module, train_data: Any, config: TrainConfig, *, callbacks: Iterable[Callback] = (),
         evaluate: Callable[[nn.Module], dict[str, float]] | Any = None, loss: Callable | None = None,
-        out: Path | str | None = None, seed: int = 0, identity: Any = None) -> TrainResult:
+        out: Path | str | None = None, seed: int = 0, identity: Any = None,
+        start: continuation.Checkpoint | None = None) -> TrainResult:
     """Train `model` in place.
 
     With `out`, the run writes `metrics.jsonl` and checkpoints there; called again with the same arguments after a
@@ -59,6 +59,7 @@ def fit(model: nn.Module, train_data: Any, config: TrainConfig, *, callbacks: It
         out: folder of the run.
         seed: of data order and random generators.
         identity: anything JSON that tells this run from others, beyond `config` and `seed`.
+        start: last checkpoint of another run (`continuation.read`), whose optimizer moments this one begins with.
 
     Returns:
         History, final metrics (`train_loss` is the mean over the last epoch), seconds, steps.
@@ -73,6 +74,7 @@ def fit(model: nn.Module, train_data: Any, config: TrainConfig, *, callbacks: It
     ranks = Ranks(config.device)
     with RunLock(out) if out is not None and ranks.main else contextlib.nullcontext() as lock:
         run = _Run(model, train_data, config, CallbackList(callbacks), evaluate, loss, out, seed, ranks, lock)
+        run.start = start
         return run.train(config_hash({"config": config.to_dict(), "seed": seed, "identity": identity}))
 
 
@@ -109,11 +111,13 @@ class _Run:
         if isinstance(self.loss, nn.Module):
             self.loss.to(ranks.device)
         self.losses = torch.zeros(min(total, max(len(self.source), config.log_every)), device=ranks.device)
-        self.seconds, self.saved, self.final = 0.0, None, {}
+        self.seconds, self.saved, self.final, self.start = 0.0, None, {}, None
 
     def train(self, identity: str) -> TrainResult:
         self.identity, state = identity, self.state
         state.optimizers = build_optimizers(self.model, self.config)
+        if self.start is not None:
+            continuation.load_moments(state.optimizers, self.start)
         self.callbacks.on_start(state)
         self._resume()
         writes = self.out is not None and self.ranks.main
@@ -131,14 +135,12 @@ class _Run:
     def _loop(self, progress: Progress) -> None:
         config, state, per_epoch = self.config, self.state, len(self.source)
         step = TrainingStep(self.model, self.loss, self.callbacks, state, config, self.ranks)
-        rates = {"schedule": config.schedule, "warmup": config.warmup_steps,
-                 "steps_per_epoch": per_epoch if config.schedule_per == "epoch" else None}
         checkpoint_every, evaluate_every = (
             per_epoch if every is None else every for every in (config.checkpoint_every, config.evaluate_every))
         while state.step < state.total_steps:
             state.epoch, start = divmod(state.step, per_epoch)
             for images, labels in self.source.iterate(state.epoch, start):
-                rate = learning_rate(state.step, state.total_steps, config.learning_rate, **rates)
+                rate = config.rate(state.step, state.total_steps, per_epoch)
                 self.losses[state.step % len(self.losses)].copy_(step(images, labels, rate))
                 state.step += 1
                 self.callbacks.after_step(state)

@@ -1,4 +1,8 @@
-"""Task losses: cross-entropy and distillation from a full-precision teacher."""
+"""Task losses: cross-entropy and distillation from a full-precision teacher.
+
+A two-headed network in training gives a pair of logits, those of its class head and of its distillation head. Labels
+are classes (B,) or, of mixed images, distributions over the classes (B, classes).
+"""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +12,7 @@ from vitq.errors import InputError
 
 
 class CrossEntropy(nn.Module):
-    """Mean cross-entropy of logits (B, classes) against labels (B,), with label smoothing in [0, 1)."""
+    """Mean cross-entropy of logits (B, classes) against labels, with label smoothing in [0, 1)."""
 
     def __init__(self, label_smoothing: float = 0.0):
         super().__init__()
@@ -71,3 +75,51 @@ class Distillation(nn.Module):
         if self.weight < 1:
             loss = loss + (1 - self.weight) * self.cross_entropy(logits, labels)
         return loss
+
+
+class HardAndSoftDistillation(nn.Module):
+    r"""Cross-entropy with the labels plus cross-entropy with the teacher, weights 1 : 1 (OFQ).
+
+    .. math:: L = CE(z_{cls}, y) - \frac1B \sum_b \sum_k \mathrm{softmax}(t_b)_k \log \mathrm{softmax}(z_{dist,b})_k
+
+    with the teacher's class-head logits t and temperature 1. A network with one head has z_cls = z_dist. The second
+    term differs from :func:`kl_divergence` by the entropy of the teacher, which has no gradient.
+
+    Source: Liu et al. (2023), released code. There the teacher is left in training mode, which for its networks,
+    without dropout, means only that a two-headed teacher gives both logits, of which the class head's are used; here it
+    runs in evaluation mode and gives the same.
+
+    Args:
+        teacher: full-precision network; of a two-headed one the class head alone is used.
+        label_smoothing: of the first term; with mixed images it comes on top of theirs.
+    """
+
+    needs_images = True
+
+    def __init__(self, teacher: nn.Module, label_smoothing: float = 0.0):
+        super().__init__()
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.cross_entropy = CrossEntropy(label_smoothing)
+
+    def train(self, mode: bool = True) -> "HardAndSoftDistillation":
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, logits: Tensor | tuple[Tensor, Tensor], labels: Tensor, images: Tensor) -> Tensor:
+        hard, soft = logits if isinstance(logits, tuple) else (logits, logits)
+        with torch.no_grad():
+            target = class_logits(self.teacher, images).float().softmax(-1)
+        return self.cross_entropy(hard, labels) + F.cross_entropy(soft, target)
+
+
+def class_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits (B, classes) of the class head alone, also where a distillation head would be averaged with it."""
+    if not two_headed(model):
+        return model(images)
+    return model.head(model.forward_features(images)[:, 0])
+
+
+def two_headed(model: nn.Module) -> bool:
+    """Whether a network has a distillation head beside its class head, as timm's distilled DeiT."""
+    return hasattr(model, "set_distilled_training")

@@ -5,6 +5,8 @@ from torch import nn
 
 from vitq.train.config import TrainConfig
 
+TOKENS = ("pos_embed", "cls_token", "dist_token")
+
 
 def build_optimizers(model: nn.Module, config: TrainConfig,
                      scales: list[nn.Parameter] | None = None) -> list[torch.optim.Optimizer]:
@@ -24,19 +26,31 @@ def build_optimizers(model: nn.Module, config: TrainConfig,
     apart = config.scale_learning_rate != "with_weights"
     skip = {id(scale) for scale in scales} if apart else set()
     parameters = [p for p in model.parameters() if p.requires_grad and id(p) not in skip]
-    optimizers = [_main(_groups(parameters, config), config)]
+    optimizers = [_main(_groups(model, parameters, config), config)]
     scales = [scale for scale in scales if scale.requires_grad]
     if apart and scales:
         optimizers.append(torch.optim.Adam(scales, lr=config.scale_learning_rate, weight_decay=0.0, fused=True))
     return optimizers
 
 
-def _groups(parameters: list[nn.Parameter], config: TrainConfig) -> list[dict]:
+def _groups(model: nn.Module, parameters: list[nn.Parameter], config: TrainConfig) -> list[dict]:
     if config.decay == "all":
         return [{"params": parameters, "weight_decay": config.weight_decay}]
-    groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-              {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+    free = _never_decayed(model) if config.decay == "transformer" else set()
+    decayed = [p.ndim > 1 and id(p) not in free for p in parameters]
+    groups = [{"params": [p for p, does in zip(parameters, decayed, strict=True) if does],
+               "weight_decay": config.weight_decay},
+              {"params": [p for p, does in zip(parameters, decayed, strict=True) if not does], "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def _never_decayed(model: nn.Module) -> set[int]:
+    """Ids of the parameters of any shape that OFQ does not decay: tokens, position embeddings, biases, quantizers'."""
+    from vitq.quantizers import Quantizer
+
+    free = {id(p) for module in model.modules() if isinstance(module, Quantizer) for p in module.parameters()}
+    return free | {id(p) for name, p in model.named_parameters()
+                   if name.endswith(TOKENS) or name.endswith((".bias", "parametrizations.bias.original"))}
 
 
 def _main(groups: list[dict], config: TrainConfig) -> torch.optim.Optimizer:

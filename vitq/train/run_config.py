@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vitq.data.augmentation import Augmentation
 from vitq.errors import InputError, MissingError
 from vitq.train.config import TrainConfig
 from vitq.train.fields import check_types, config_hash, from_mapping, require
@@ -24,6 +25,8 @@ class DataConfig:
         seed: of generated images; not the seed of the run.
         crop_pct: share of the shorter side that evaluation crops of a folder set keep; None for the network's own.
         interpolation: of the resize of a folder set, "bilinear" or "bicubic"; None for the network's own.
+        augmentation: fields of `vitq.data.augmentation.Augmentation` for the training images of a folder set; None for
+            random crops and mirroring alone.
     """
 
     name: str = "digits"
@@ -35,6 +38,7 @@ class DataConfig:
     seed: int = 0
     crop_pct: float | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None
+    augmentation: dict | None = None
 
     def __post_init__(self) -> None:
         check_types(self, "data")
@@ -43,6 +47,10 @@ class DataConfig:
         for name in ("image_size", "train_images", "test_images"):
             value = getattr(self, name)
             require(value is None or value >= 1, "data", name, value, "give at least 1, or null for the default")
+        if self.augmentation is not None:
+            require(self.name == "imagenet", "data", "augmentation", self.augmentation,
+                    f"it is for image folders (name: imagenet), and {self.name} is none; leave it out")
+            Augmentation.from_dict(self.augmentation)
 
 
 @dataclass(frozen=True)
@@ -54,17 +62,30 @@ class TeacherConfig:
         checkpoint: weights of that model.
         temperature: of the softmaxes.
         weight: share of the distillation term against the labels; 1 ignores the labels.
+        kind: "soft" for the Kullback-Leibler divergence in these shares, or "hard_and_soft" for OFQ's sum of two
+            cross-entropies, with the labels on the class head and with the teacher on the distillation head, if the
+            network has two; it has neither temperature nor weight.
     """
 
     model: str = "self"
     checkpoint: str | None = None
     temperature: float = 1.0
     weight: float = 1.0
+    kind: Literal["soft", "hard_and_soft"] = "soft"
 
     def __post_init__(self) -> None:
         check_types(self, "teacher")
         require(self.temperature > 0, "teacher", "temperature", self.temperature, "give a positive number")
         require(0 <= self.weight <= 1, "teacher", "weight", self.weight, "give a share in [0, 1]")
+        for name in ("temperature", "weight"):
+            value = getattr(self, name)
+            require(self.kind == "soft" or value == 1, "teacher", name, value,
+                    "kind: hard_and_soft has none; leave it out")
+
+    @property
+    def alone(self) -> bool:
+        """Whether labels are not looked at."""
+        return self.kind == "soft" and self.weight == 1
 
 
 @dataclass(frozen=True)
@@ -94,6 +115,8 @@ class RunConfig:
         calibration_batches: training batches that set the activation ranges.
         bn_reestimation: `ReestimationConfig`.
         teacher: `TeacherConfig`, or None to learn from the labels alone.
+        continue_from: folder of a finished run with the same network and quantization: begin with its weights,
+            quantizers and optimizer moments instead of calibrating; None for a run of its own.
         evaluate_before: evaluate the float model and the quantized one before training.
         seed: of data order, augmentation and random generators.
         scale: "smoke", "small" or "full".
@@ -115,6 +138,7 @@ class RunConfig:
     calibration_batches: int = 1
     bn_reestimation: ReestimationConfig = field(default_factory=ReestimationConfig)
     teacher: TeacherConfig | None = None
+    continue_from: str | None = None
     evaluate_before: bool = True
     seed: int = 0
     scale: Literal["smoke", "small", "full"] = "small"

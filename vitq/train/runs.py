@@ -1,7 +1,6 @@
 """A whole run from its configuration: load, quantize, calibrate, train, evaluate, write the result."""
 
 import contextlib
-import dataclasses
 import itertools
 import resource
 import sys
@@ -16,12 +15,11 @@ import vitq
 from vitq import zoo
 from vitq.errors import InputError
 from vitq.files import read_json, write_json
-from vitq.train import checkpoints
-from vitq.train.assembly import load_data, load_model, load_teacher, preprocessed
+from vitq.train import checkpoints, continuation
+from vitq.train.assembly import load_data, load_model, load_teacher, preprocessed, set_heads, task_loss
 from vitq.train.evaluation import evaluate, has_batch_norm, reestimated
 from vitq.train.lock import RunLock
 from vitq.train.loop import ASIDE_SEED, TrainResult, fit, training_source
-from vitq.train.losses import Distillation
 from vitq.train.ranks import Ranks
 from vitq.train.remedies import build_remedy
 from vitq.train.run_config import RunConfig
@@ -52,18 +50,20 @@ def run(config: RunConfig, out: Path | str) -> dict[str, Any]:
     done = _finished(out, config)
     if done is not None:
         return done
+    start = None if config.continue_from is None else continuation.read(config.continue_from)
     remedies = [build_remedy(entry, config.variant) for entry in config.remedies]
     spec = None if config.quant is None else vitq.QuantSpec.from_dict(config.quant)
     ranks = Ranks(config.train.device)
     with RunLock(out) if ranks.main else contextlib.nullcontext():
-        return _Run(config, spec, remedies, out, ranks).run()
+        return _Run(config, spec, remedies, out, ranks, start).run()
 
 
 class _Run:
     """The parts of one run that its stages share."""
 
-    def __init__(self, config: RunConfig, spec: Any, remedies: list, out: Path, ranks: Ranks):
+    def __init__(self, config: RunConfig, spec: Any, remedies: list, out: Path, ranks: Ranks, start: Any = None):
         self.config, self.spec, self.remedies, self.out, self.ranks = config, spec, remedies, out, ranks
+        self.start = start
         torch.manual_seed(config.seed)  # weights without a checkpoint, a new head
         train_data, test_data = load_data(config)
         self.float = load_model(config, train_data).to(ranks.device)
@@ -75,14 +75,13 @@ class _Run:
 
     def run(self) -> dict[str, Any]:
         before = {}
-        model = self.float if self.spec is None else vitq.quantize(self.float, self.spec)
-        start = zoo.fingerprint(self.float)
+        fingerprint = zoo.fingerprint(self.float)
         if self.config.evaluate_before:
             before["top1_float"] = self._evaluate(self.float).get("top1")
-        if self.spec is not None:
-            vitq.calibrate(model, [torch.cat(list(self._images(self.config.calibration_batches)))])
-            if self.config.evaluate_before:
-                before["top1_start"] = self._evaluate(model).get("top1")
+        model = self._begin()
+        if self.config.evaluate_before and (self.spec is not None or self.start is not None):
+            before["top1_start"] = self._evaluate(model).get("top1")
+        set_heads(model, self.config)
         trained = self._train(model)
         metrics = before | self._final(model, trained)
         images = metrics.pop("images")
@@ -91,7 +90,7 @@ class _Run:
             "config": self.config.to_dict(), "config_hash": self.config.hash,
             "metrics": {name: value for name, value in metrics.items() if value is not None},
             "steps": trained.steps, "seconds": round(trained.seconds, 3), "peak_memory_mb": peak_memory_mb(),
-            "data_version": self.train_data.version, "test_images": images, "fingerprint": start,
+            "data_version": self.train_data.version, "test_images": images, "fingerprint": fingerprint,
             "device": str(self.ranks.device), "ranks": self.ranks.count,
         }
         if self.ranks.main:
@@ -99,17 +98,26 @@ class _Run:
         self.ranks.wait()
         return result
 
+    def _begin(self) -> nn.Module:
+        """The network as training begins: quantized, and calibrated or with the state of another run."""
+        model = self.float if self.spec is None else vitq.quantize(self.float, self.spec)
+        if self.start is not None:
+            continuation.load_weights(model, self.start, self.config.continue_from)
+        elif self.spec is not None:
+            vitq.calibrate(model, [torch.cat(list(self._images(self.config.calibration_batches)))])
+        return model
+
     def _train(self, model: nn.Module) -> TrainResult:
         config, settings = self.config, self.config.train
         if config.limit_batches is not None:
             total = settings.total_steps(len(training_source(self.train_data, settings, 0, self.ranks.device)))
-            settings = dataclasses.replace(settings, epochs=None, steps=min(total, config.limit_batches))
-        loss = None
-        if self.teacher is not None:
-            loss = Distillation(self.teacher, config.teacher.temperature, config.teacher.weight,
-                                settings.label_smoothing)
-        return fit(model, self.train_data, settings, callbacks=self.remedies, evaluate=self._evaluate, loss=loss,
-                   out=self.out, seed=config.seed, identity=[config.to_dict(), self.train_data.version])
+            settings = settings.cut(min(total, config.limit_batches))
+        identity = [config.to_dict(), self.train_data.version]
+        if self.start is not None:
+            identity.append(self.start[1]["sha256"])
+        return fit(model, self.train_data, settings, callbacks=self.remedies, evaluate=self._evaluate,
+                   loss=task_loss(config, self.teacher), out=self.out, seed=config.seed, identity=identity,
+                   start=self.start)
 
     def _final(self, model: nn.Module, trained: TrainResult) -> dict[str, float]:
         metrics = dict(trained.final)

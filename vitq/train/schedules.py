@@ -38,11 +38,14 @@ def cosine_schedule(step: float, total: float, start: float, end: float, begin_f
 
 
 def learning_rate(step: int, total: int, peak: float, *, schedule: str = "cosine", warmup: int = 0,
-                  steps_per_epoch: int | None = None) -> float:
+                  steps_per_epoch: int | None = None, floor: float = 0.0, warmup_epochs: int = 0,
+                  warmup_from: float = 1e-6, cooldown_epochs: int = 0) -> float:
     """Learning rate that the optimizer step number `step` (counted from 0) uses.
 
-    Linear warm-up over `warmup` steps, then constant, or a cosine from `peak` to 0 over the rest. With
-    `steps_per_epoch` the cosine moves at epoch boundaries only, as in the code released with Nagel et al. (2022).
+    Linear warm-up over `warmup` steps, then constant, or a cosine from `peak` to `floor` over the rest. With
+    `steps_per_epoch` the cosine moves at epoch boundaries only, as in the code released with Nagel et al. (2022). Then
+    the first `warmup_epochs` can be replaced by a linear rise, which does not shift the cosine, and the last
+    `cooldown_epochs` stay at `floor`, both as in the code released with Liu et al. (2023).
 
     Args:
         step: optimizer steps completed before this one.
@@ -51,12 +54,19 @@ def learning_rate(step: int, total: int, peak: float, *, schedule: str = "cosine
         schedule: "cosine" or "constant".
         warmup: steps of linear warm-up; the first one uses peak / warmup.
         steps_per_epoch: set it for a cosine that is stepped per epoch.
+        floor: rate that the cosine ends at.
+        warmup_epochs: epochs of the rise from `warmup_from`; needs `steps_per_epoch`.
+        warmup_from: rate of the first of these epochs.
+        cooldown_epochs: epochs at `floor` after the cosine; needs `steps_per_epoch`.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
+    epoch = 0 if steps_per_epoch is None else step // steps_per_epoch
+    if epoch < warmup_epochs:
+        return warmup_from + (peak - warmup_from) * epoch / warmup_epochs
     if schedule == "constant":
         return peak
     if steps_per_epoch is not None:
-        epochs = math.ceil(total / steps_per_epoch)
-        return cosine_schedule(step // steps_per_epoch, epochs, peak, 0.0)
-    return cosine_schedule(step - warmup, max(1, total - warmup), peak, 0.0)
+        epochs = math.ceil(total / steps_per_epoch) - cooldown_epochs
+        return cosine_schedule(epoch, max(1, epochs), peak, floor)
+    return cosine_schedule(step - warmup, max(1, total - warmup), peak, floor)

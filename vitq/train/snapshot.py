@@ -38,16 +38,16 @@ def restore(tensors: dict[str, Tensor], meta: dict[str, Any], model: nn.Module,
     foreign = InputError(f"checkpoint of step {meta.get('step')}: it belongs to another model; give another output "
                          "folder")
     try:
-        model.load_state_dict(_below(tensors, "model."))
+        model.load_state_dict(below(tensors, "model."))
     except RuntimeError as error:
         raise foreign from error
     if len(meta["optimizers"]) != len(optimizers):
         raise foreign
     for number, (optimizer, described) in enumerate(zip(optimizers, meta["optimizers"], strict=True)):
-        _unpack_optimizer(optimizer, described, tensors, f"optimizers.{number}")
-    callbacks.load_state_dict(_below(tensors, "callbacks."))
+        unpack_optimizer(optimizer, described, tensors, f"optimizers.{number}")
+    callbacks.load_state_dict(below(tensors, "callbacks."))
     if rank < len(meta["rng"]):
-        restore_rng(_below(tensors, f"rng.{rank}."), meta["rng"][rank])
+        restore_rng(below(tensors, f"rng.{rank}."), meta["rng"][rank])
 
 
 def take_rng() -> dict[str, Any]:
@@ -84,10 +84,11 @@ def _pack_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> tuple[dict
     return tensors, {"groups": state["param_groups"], "plain": plain}
 
 
-def _unpack_optimizer(optimizer: torch.optim.Optimizer, described: dict[str, Any], tensors: dict[str, Tensor],
-                      prefix: str) -> None:
+def unpack_optimizer(optimizer: torch.optim.Optimizer, described: dict[str, Any], tensors: dict[str, Tensor],
+                     prefix: str) -> None:
+    """Put back the moments of one optimizer, from what `take` took under the name `prefix`."""
     state: dict[int, dict[str, Any]] = {}
-    for path, value in [*_below(tensors, f"{prefix}.").items(), *described["plain"].items()]:
+    for path, value in [*below(tensors, f"{prefix}.").items(), *described["plain"].items()]:
         index, key = path.split(".", 1)
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": described["groups"]})
@@ -97,5 +98,6 @@ def _unpack_optimizer(optimizer: torch.optim.Optimizer, described: dict[str, Any
                 values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -13,7 +13,7 @@ from vitq.train.ranks import Ranks
 
 
 class TrainingStep:
-    """Callable `step(images (B, 3, H, W), labels (B,), learning_rate) -> mean task loss of this rank's images`.
+    """Callable `step(images (B, 3, H, W), labels, learning_rate) -> mean task loss of this rank's images`.
 
     The images of this rank are cut into `accumulation` parts; part losses are weighted so that the gradients add up
     to those of the mean over the whole batch, whatever the number of parts and ranks.
@@ -67,7 +67,8 @@ class TrainingStep:
 
     def _task_loss(self, images: Tensor, labels: Tensor) -> Tensor:
         with self._autocast():
-            logits = self.wrapped(images).float()
+            logits = self.wrapped(images)
+            logits = tuple(head.float() for head in logits) if isinstance(logits, tuple) else logits.float()
             return self.loss(logits, labels, images) if self.needs_images else self.loss(logits, labels)
 
     def _autocast(self) -> contextlib.AbstractContextManager:
