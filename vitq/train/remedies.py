@@ -13,6 +13,7 @@ _HOME = {
     "tracking": "vitq.oscillation.OscillationTracking",
     "bn_reestimation": "vitq.papers.nagel2022.bn_reestimation.BatchNormReestimation",
     "trace": "vitq.trace.WeightTrace",
+    "bin_regularization": "vitq.papers.vvtq2023.obr.BinRegularization",
     "confidence_guided_annealing": "vitq.papers.ofq2023.cga.ConfidenceGuidedAnnealing",
 }
 

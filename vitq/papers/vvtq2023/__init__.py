@@ -1,4 +1,4 @@
-"""Huang, Shen, Dong, Cheng: Variation-aware Vision Transformer Quantization (2023; Quantization Variation, TMLR 2024)."""
+"""Huang, Shen, Dong, Cheng: Variation-aware Vision Transformer Quantization (2023; revised for TMLR, 2024)."""
 
 from vitq.papers.vvtq2023.activations import activation_variation
 from vitq.papers.vvtq2023.mckd import (
@@ -8,15 +8,19 @@ from vitq.papers.vvtq2023.mckd import (
     epoch_plan,
     pass_learning_rate,
 )
+from vitq.papers.vvtq2023.obr import BinRegularization, bin_regularization, found_by_float_test
 from vitq.papers.vvtq2023.variation import compare_networks, variation
 
 __all__ = [
+    "BinRegularization",
     "MultiCropDistillation",
     "Pass",
     "SoftCrossEntropy",
     "activation_variation",
+    "bin_regularization",
     "compare_networks",
     "epoch_plan",
+    "found_by_float_test",
     "pass_learning_rate",
     "variation",
 ]
