@@ -12,6 +12,7 @@ from vitq.errors import InputError
 if TYPE_CHECKING:
     from vitq.convert import QuantSpec
 
+QUANTIZED = tuple(attention.ATTENTION.values())
 SHARED = ("query", "key", "value")  # layers that share one input, hence one input quantizer
 
 

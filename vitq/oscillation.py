@@ -50,6 +50,11 @@ class OscillationTracker(nn.Module):
         if self.previous is None:
             self._start(codes)
             return torch.zeros_like(codes, dtype=torch.bool)
+        oscillated = self._flips(codes)
+        self._average(codes)
+        return oscillated
+
+    def _flips(self, codes: Tensor) -> Tensor:
         if codes.shape != self.previous.shape:
             raise InputError(f"codes has shape {tuple(codes.shape)}, but was {tuple(self.previous.shape)} before")
         change = (codes > self.previous).to(torch.int8) - (codes < self.previous).to(torch.int8)
@@ -59,9 +64,11 @@ class OscillationTracker(nn.Module):
             oscillated |= (change != 0) & (self.direction == 0)
         self.direction = self.direction * (1 - change.abs()) + change  # the sign of the last change, never forgotten
         self.frequency.lerp_(oscillated.to(self.frequency.dtype), self.momentum)
-        self.mean_codes.lerp_(codes.to(self.mean_codes.dtype), self.momentum)
         self.previous = codes.clone()
         return oscillated
+
+    def _average(self, codes: Tensor) -> None:
+        self.mean_codes.lerp_(codes.to(self.mean_codes.dtype), self.momentum)
 
     def _start(self, codes: Tensor) -> None:
         self.previous = codes.clone()

@@ -15,6 +15,8 @@ _HOME = {
     "trace": "vitq.trace.WeightTrace",
     "bin_regularization": "vitq.papers.vvtq2023.obr.BinRegularization",
     "confidence_guided_annealing": "vitq.papers.ofq2023.cga.ConfidenceGuidedAnnealing",
+    "scale_trace": "vitq.papers.ofq2023.mechanism.ScaleTrace",
+    "query_key_trace": "vitq.papers.ofq2023.mechanism.QueryKeyTrace",
 }
 
 

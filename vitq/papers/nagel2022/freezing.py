@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from vitq.convert import WeightSite
 from vitq.errors import InputError
 from vitq.numerics import blend, check_choice
 from vitq.oscillation import LowBitWeights, OscillationTracker
@@ -51,22 +52,31 @@ class FreezingTracker(OscillationTracker):
             codes: Codes of the latent weights after the optimizer step.
             threshold: f_th of this step; 0 freezes nothing.
         """
+        self.observe(codes, threshold)
+        return blend(self.frozen, self.frozen_codes, codes)
+
+    @torch.no_grad()
+    def observe(self, codes: Tensor, threshold: float) -> None:
+        """Take in one step's codes as :meth:`step` does; ``frozen`` and ``frozen_codes`` are changed in place."""
         if self.previous is None:
             self.update(codes)
-            return codes
+            return
         codes = blend(self.frozen, self.frozen_codes, codes)
         if self.released and threshold > 0:
             self.mean_codes = torch.where(self.started, self.mean_codes, codes.to(torch.float32))
             self.started.fill_(True)
-        majority = self.mean_codes.round().to(codes.dtype)
-        self.update(codes)
-        if threshold <= 0:
-            return codes
-        above = self.frequency > threshold
+        self._flips(codes)
+        if threshold > 0:
+            self._freeze(codes, self.frequency > threshold)
+        self._average(codes)
+
+    def _freeze(self, codes: Tensor, above: Tensor) -> None:
         write = above if self.released else above & ~self.frozen
-        self.frozen_codes = blend(write, majority, self.frozen_codes)
+        if write.device.type == "cpu" and not write.any():  # on a GPU asking would stall the step
+            return
+        majority = self.mean_codes.round().to(codes.dtype)  # of the codes before this step
+        self.frozen_codes.copy_(blend(write, majority, self.frozen_codes))
         self.frozen |= above
-        return blend(self.frozen, self.frozen_codes, codes)
 
 
 class IterativeFreezing(Callback):
@@ -74,7 +84,9 @@ class IterativeFreezing(Callback):
 
     Frozen weights live in the quantizer (mask and codes are in the model's state dict): their gradient is 0, and a
     later change of the scale still moves their value. Corrected and paper variant also hold the latent weight at
-    ``s * code``, so that histograms and checkpoints tell the truth; the released code lets it drift.
+    ``s * code``, so that histograms and checkpoints tell the truth; the released code lets it drift. Where the scale is
+    a statistic of the weights (StatsQ) or the weight is computed from others, nothing is held: a held weight would move
+    the scale that holds it.
 
     Args:
         threshold: f_th at the start.
@@ -106,20 +118,24 @@ class IterativeFreezing(Callback):
 
     def on_start(self, state: TrainState) -> None:
         self.weights = LowBitWeights(state.model, self.max_bits)
-        self.tracker.step(self.weights.codes(), 0.0)
+        self.tracker.observe(self.weights.codes(), 0.0)
 
     @torch.no_grad()
     def after_step(self, state: TrainState) -> None:
         threshold = self.threshold_at(state.step, state.total_steps)
-        self.tracker.step(self.weights.codes(), threshold)
+        self.tracker.observe(self.weights.codes(), threshold)
         if threshold <= 0:
             return
         masks, codes = self.weights.split(self.tracker.frozen), self.weights.split(self.tracker.frozen_codes)
         for name, site in self.weights.sites.items():
             site.quantizer.freeze(masks[name], codes[name])
-            if self.variant != "released":
-                held = site.quantizer.dequantize(codes[name])
-                site.latent.lerp_(held, masks[name].to(held.dtype))
+            if self.variant != "released" and site.is_parameter and not site.quantizer.SCALE_FROM_DATA:
+                self._hold(site, masks[name], codes[name])
+
+    @staticmethod
+    def _hold(site: WeightSite, mask: Tensor, codes: Tensor) -> None:
+        held = site.quantizer.dequantize(codes)
+        site.latent.lerp_(held, mask.to(held.dtype))
 
     def before_evaluation(self, state: TrainState) -> None:
         if self.variant == "released":
