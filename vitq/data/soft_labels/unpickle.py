@@ -2,7 +2,6 @@
 
 import io
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from vitq.errors import InputError
 
-_TORCH_LEGACY = 0x1950A86A20F9469CFC6C  # the first object in a file of torch.save before version 1.6
+_LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # a file of torch.save before version 1.6 begins with it
 _NUMPY = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
@@ -32,22 +31,15 @@ def load_arrays(path: Path) -> Any:
     """
     try:
         with open(path, "rb") as file:
-            if zipfile.is_zipfile(file) or _is_legacy(file):
-                file.seek(0)
-                return _torch_load(file)
+            start = file.read(16)
             file.seek(0)
-            return _Unpickler(file).load()
+            by_torch = start.startswith(b"PK") or _LEGACY in start
+            return _torch_load(file) if by_torch else _Unpickler(file).load()
     except OSError:
         raise
     except Exception as error:  # damaged pickles raise a dozen types
         reason = _asked(error) or f"is damaged or no file of arrays ({type(error).__name__})"
         raise InputError(f"{path} {reason}") from None
-
-
-def _is_legacy(file: Any) -> bool:
-    """Whether a pickle begins with the number that torch.save used to begin with; nothing of it is run."""
-    file.seek(0)
-    return _TORCH_LEGACY.to_bytes(10, "little") in file.read(16)
 
 
 def _torch_load(file: Any) -> Any:
