@@ -78,4 +78,4 @@ def test_list_of_runs(tmp_path, capsys):
     assert plan.main([str(tmp_path), "--out", str(tmp_path / "runs.csv")]) == 3
     assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(InputError, match="markers|needs the lines"):
-        plan.with_table("no table here", [])
+        plan.with_table("no table here", [], "nagel2022")

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from vitq.errors import InputError
-from vitq.train import Distillation, fit, kl_divergence
+from vitq.train import Distillation, HardAndSoftDistillation, evaluate, fit, kl_divergence
+from vitq.train.losses import class_logits
 
 
 def test_kl_is_zero_for_equal_logits_and_matches_its_definition():
@@ -38,3 +39,60 @@ def test_weight_mixes_the_two_terms(make_network):
 def test_bad_arguments_are_named(make_network, arguments):
     with pytest.raises(InputError, match=next(iter(arguments))):
         Distillation(make_network(), **arguments)
+
+
+@pytest.fixture
+def two_heads():
+    """Distilled DeiT, one block wide enough for its heads to differ."""
+    from timm.models.deit import VisionTransformerDistilled
+
+    torch.manual_seed(0)
+    net = VisionTransformerDistilled(img_size=8, patch_size=4, embed_dim=16, depth=1, num_heads=2, num_classes=4)
+    nn.init.normal_(net.head.weight), nn.init.normal_(net.head_dist.weight)
+    return net
+
+
+def soft_cross_entropy(logits, target):
+    return -(target.double() * logits.double().log_softmax(-1)).sum(-1).mean().item()
+
+
+def test_hard_and_soft_terms_look_at_their_own_head(two_heads, make_problem):
+    images, labels = make_problem(6)
+    two_heads.set_distilled_training(True)
+    hard, soft = two_heads.train()(images)
+    teacher = two_heads.eval()(images)
+    assert not torch.allclose(hard, soft) and torch.allclose(teacher, (hard + soft) / 2, atol=1e-6)
+    loss = HardAndSoftDistillation(two_heads)
+    target = hard.softmax(-1)  # of the class head alone, not of the average
+    expected = soft_cross_entropy(hard, torch.eye(4)[labels]) + soft_cross_entropy(soft, target)
+    assert loss((hard, soft), labels, images).item() == pytest.approx(expected, rel=1e-6)
+    assert torch.allclose(class_logits(two_heads, images), hard, atol=1e-6)
+    both = soft_cross_entropy(hard, torch.eye(4)[labels]) + soft_cross_entropy(hard, target)
+    assert loss(hard, labels, images).item() == pytest.approx(both, rel=1e-6)
+    assert not two_heads.training
+
+
+def test_mixed_labels_are_distributions(two_heads, make_problem):
+    images, labels = make_problem(6)
+    mixed = 0.3 * torch.eye(4)[labels] + 0.7 * torch.eye(4)[labels.flip(0)]
+    logits, loss = torch.randn(6, 4), HardAndSoftDistillation(two_heads)
+    plain = loss(logits, torch.eye(4)[labels], images)
+    assert plain.item() == pytest.approx(loss(logits, labels, images).item(), rel=1e-6)
+    difference = soft_cross_entropy(logits, mixed) - soft_cross_entropy(logits, torch.eye(4)[labels])
+    assert (loss(logits, mixed, images) - plain).item() == pytest.approx(difference, abs=1e-5)
+
+
+def test_both_heads_are_trained_and_their_mean_is_evaluated(two_heads, data, config):
+    import copy
+
+    teacher = copy.deepcopy(two_heads)
+    nn.init.normal_(two_heads.head.weight), nn.init.normal_(two_heads.head_dist.weight)
+    before = {name: value.clone() for name, value in two_heads.state_dict().items()}
+    two_heads.set_distilled_training(True)
+    result = fit(two_heads, data, config(steps=40, learning_rate=0.02), loss=HardAndSoftDistillation(teacher))
+    assert result.final["train_loss"] < 0.8 * result.history[0]["loss"]
+    moved = {name for name, value in two_heads.state_dict().items() if not torch.equal(value, before[name])}
+    assert {"head.weight", "head_dist.weight", "dist_token", "blocks.0.attn.qkv.weight"} <= moved
+    logits = two_heads.eval()(data[0])
+    expected = 100 * (logits.argmax(-1) == data[1]).double().mean().item()
+    assert evaluate(two_heads, data)["top1"] == pytest.approx(expected)

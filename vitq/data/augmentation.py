@@ -104,6 +104,27 @@ class Augmentation:
             return mixup(images, labels)
 
 
+def mended(transform: Any) -> Any:
+    """A transform of timm whose posterizing takes 0 bits, in place.
+
+    RandAugment with noise on its magnitude asks for 0 bits now and then. Pillow gave a black image until it refused.
+    """
+    for step in transform.transforms:
+        policies = getattr(step, "policy", [getattr(step, "ops", [])])
+        for operation in (operation for operations in policies for operation in operations):
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Any, bits: int, **_: Any) -> Any:
+    from PIL import Image, ImageOps
+
+    if bits < 1:
+        return Image.new(image.mode, image.size)
+    return image if bits >= 8 else ImageOps.posterize(image, bits)
+
+
 @contextmanager
 def _numpy_seeded(seed: int, *key: int) -> Iterator[None]:
     state = np.random.get_state()

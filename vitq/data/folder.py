@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vitq.data.augmentation import Augmentation
+from vitq.data.augmentation import Augmentation, mended
 from vitq.errors import InputError, MissingError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -78,9 +78,10 @@ class FolderSet(Dataset):
         file, label = self.samples[index]
         try:
             with Image.open(file) as image:
-                return transform(image.convert("RGB")), label
+                pixels = image.convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
             raise InputError(f"{file} is damaged or no image ({error}); replace it or take it away") from None
+        return transform(pixels), label
 
     def transform(self, train: bool):
         """Timm's standard transform: random resized crop and what `augmentation` says, or resize and centre crop."""
@@ -89,15 +90,9 @@ class FolderSet(Dataset):
         options = {"interpolation": self.interpolation}
         if train:
             options = (self.augmentation or Augmentation()).options(self.interpolation)
-        return create_transform(
-            self.size,
-            is_training=train,
-            color_jitter=None,
-            mean=self.mean,
-            std=self.std,
-            crop_pct=self.crop_pct,
-            **options,
-        )
+        shared = {"color_jitter": None, "mean": self.mean, "std": self.std, "crop_pct": self.crop_pct}
+        transform = create_transform(self.size, is_training=train, **shared, **options)
+        return mended(transform) if self.augmentation is not None else transform
 
     def normalized_for(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> "FolderSet":
         """The same images with another normalisation."""

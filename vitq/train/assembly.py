@@ -17,10 +17,15 @@ def load_data(config: RunConfig) -> tuple[Any, Any]:
     """Training and test set."""
     given = config.data
     shared = {"size": given.image_size, "seed": given.seed, "path": given.path}
-    train = data.load(given.name, "train", images=given.train_images, **shared)
-    if given.augmentation is not None:
-        train = dataclasses.replace(train, augmentation=Augmentation.from_dict(given.augmentation))
-    return train, data.load(given.name, given.test_split, images=given.test_images, **shared)
+    return (augmented(data.load(given.name, "train", images=given.train_images, **shared), config),
+            data.load(given.name, given.test_split, images=given.test_images, **shared))
+
+
+def augmented(dataset: Any, config: RunConfig) -> Any:
+    """The training set with the augmentation of the run, where it names one."""
+    if config.data.augmentation is None:
+        return dataset
+    return dataclasses.replace(dataset, augmentation=Augmentation.from_dict(config.data.augmentation))
 
 
 def load_model(config: RunConfig, dataset: Any) -> nn.Module:
@@ -29,8 +34,20 @@ def load_model(config: RunConfig, dataset: Any) -> nn.Module:
     A run that looks at a teacher alone keeps the network's own classes, whatever the labels of its images are.
     """
     teacher_alone = config.teacher is not None and config.teacher.alone
-    return zoo.load(config.model, pretrained=config.pretrained, checkpoint=config.checkpoint,
-                    num_classes=None if teacher_alone else dataset.num_classes)
+    model = zoo.load(config.model, pretrained=config.pretrained, checkpoint=config.checkpoint,
+                     num_classes=None if teacher_alone else dataset.num_classes)
+    if not config.stochastic_depth:
+        switch_off_stochastic_depth(model)
+    return model
+
+
+def switch_off_stochastic_depth(model: nn.Module) -> None:
+    """Let every residual branch take part in every training step, in place."""
+    from timm.layers import DropPath
+
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
 
 
 def load_teacher(config: RunConfig, model: nn.Module) -> nn.Module | None:

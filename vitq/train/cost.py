@@ -11,6 +11,7 @@ import torch
 import vitq
 from vitq import zoo
 from vitq.train import roofline
+from vitq.train.assembly import augmented, set_heads, task_loss
 from vitq.train.callbacks import Callback, TrainState
 from vitq.train.checkpoints import list_checkpoints
 from vitq.train.config import TrainConfig
@@ -78,7 +79,7 @@ class _Clock(Callback):
 def measure(config: RunConfig, *, steps: int = 3, processes: int = 1, classes: int = 1000) -> Speed:
     """Time a few training steps of a run on the device that it would use, on random images and weights.
 
-    The loop, the quantized network and the remedies are those of the run; reading images is not in it
+    The loop, the quantized network, the teacher and the remedies are those of the run; reading images is not in it
     (`reading_speed`). On a processor smaller batches are timed, whose time an image is nearly the same.
 
     Args:
@@ -126,6 +127,7 @@ def reading_speed(config: RunConfig, batches: int = 3) -> float:
 
     given, size = config.data, config.train.batch_size
     dataset = data.load(given.name, "train", size=given.image_size, images=given.train_images, path=given.path)
+    dataset = augmented(dataset, config)
     reader = iter(data.batches(dataset, min(size, len(dataset)), train=True))
     next(reader)
     began, images = time.perf_counter(), 0
@@ -168,10 +170,15 @@ def _steps(config: RunConfig, batch: int, steps: int, watcher: Callback, classes
     if config.quant is not None:
         model = vitq.quantize(model, vitq.QuantSpec.from_dict(config.quant)).to(device)
         vitq.calibrate(model, [images[:batch].to(device)])
+    teacher = None
+    if config.teacher is not None:
+        other = config.model if config.teacher.model == "self" else config.teacher.model
+        teacher = zoo.load(other, pretrained=False, num_classes=classes).to(device)
+    set_heads(model, config)
     remedies = [build_remedy(entry, config.variant) for entry in config.remedies]
     with tempfile.TemporaryDirectory() as scratch:
         fit(model, (images, torch.arange(len(images)) % classes), settings, callbacks=[*remedies, watcher],
-            out=scratch)
+            loss=task_loss(config, teacher), out=scratch)
         newest = list_checkpoints(Path(scratch) / "checkpoints")[-1]
         return sum(file.stat().st_size for file in newest.iterdir()) / 1e9
 

@@ -118,15 +118,28 @@ def parity_line(found: dict[str, Any]) -> str:
 
 def _best(row: Row) -> float:
     paper = row.main["table"].rpartition("_")[0]
-    tables = [comparison.published(file.stem) for file in comparison.published_folder().glob(f"{paper}_t*.csv")]
+    tables = [comparison.published(file.stem) for file in comparison.published_folder().glob(f"{paper}_*.csv")]
     return max(table[(table["model"] == row.main["model"]) & (table["metric"] == "top1")]["value"].max()
                for table in tables if row.main["model"] in set(table["model"]))
+
+
+def runs(row: Row, out: Path | str) -> dict[int, RunConfig]:
+    """The configuration of each seed of a row that runs in `out`, with the run that it continues."""
+    if row.before is None:
+        return row.runs()
+    return {seed: dataclasses.replace(config, continue_from=str(_seed_folder(folder_before(row, out), seed)))
+            for seed, config in row.runs().items()}
+
+
+def folder_before(row: Row, out: Path | str) -> Path:
+    """Where the run lies that a row in `out` continues: beside it, under its own name, so that several can share it."""
+    return Path(out).resolve().parent / row.before.name
 
 
 def finished(row: Row, out: Path | str) -> list[dict[str, Any]]:
     """The results of a row's seeds in its run folder, or none if one is missing or of another configuration."""
     results = []
-    for seed, config in row.runs().items():
+    for seed, config in runs(row, out).items():
         file = _seed_folder(out, seed) / "result.json"
         result = read_json(file) if file.is_file() else {}
         if result.get("config_hash") != config.hash:
@@ -137,6 +150,8 @@ def finished(row: Row, out: Path | str) -> list[dict[str, Any]]:
 
 def train(row: Row, out: Path | str, nproc: int = 1) -> list[dict[str, Any]]:
     """Train every seed of a row under torchrun; what is finished is not done again, what was killed goes on.
+
+    A row that continues another one has that one trained first, if it is not finished.
 
     Args:
         row: what to run.
@@ -149,12 +164,16 @@ def train(row: Row, out: Path | str, nproc: int = 1) -> list[dict[str, Any]]:
     Raises:
         RunFailed: a run failed; the line before says why. The same call goes on where it was.
     """
-    for seed, config in row.runs().items():
+    if finished(row, out):
+        return finished(row, out)
+    if row.before is not None:
+        train(dataclasses.replace(row.before, seeds=row.seeds), folder_before(row, out), nproc)
+    for seed, config in runs(row, out).items():
         if finished(dataclasses.replace(row, seeds=(seed,)), out):
             continue
         folder = _seed_folder(out, seed)
         file = write_text(folder / "config.yml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-        print(f"seed {seed}: torchrun --nproc-per-node {nproc} -m vitq.train", flush=True)
+        print(f"{row.name}, seed {seed}: torchrun --nproc-per-node {nproc} -m vitq.train", flush=True)
         torchrun(["-m", "vitq.train", "--config", str(file), "--out", str(folder)], nproc=nproc)
     return finished(row, out)
 

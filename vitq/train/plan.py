@@ -3,6 +3,7 @@
 import argparse
 import csv
 import io
+import math
 import sys
 from pathlib import Path
 
@@ -14,26 +15,29 @@ from vitq.train.roofline import A100
 from vitq.train.rows import Row
 from vitq.train.run_config import RunConfig
 
-START, END = "<!-- table: start -->", "<!-- table: end -->"
-COMMAND = "vitq run notebooks/nagel2022/imagenet.ipynb -f notebooks/params/full/{file}.yml -p data_path IMAGENET"
+START, END = "<!-- table {paper}: start -->", "<!-- table {paper}: end -->"
+COMMAND = "vitq run notebooks/{paper}/imagenet.ipynb -f notebooks/params/full/{file}.yml -p data_path IMAGENET"
+LIST = "_full_runs"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """`python -m vitq.train.cost FOLDER --out CSV`: exit status 0, 2 for wrong input, 3 for what is missing."""
     parser = argparse.ArgumentParser(prog="python -m vitq.train.cost", description=__doc__)
     parser.add_argument("folder", help="parameter files of full runs")
-    parser.add_argument("--out", required=True, help="CSV file to write")
+    parser.add_argument("--out", required=True, help=f"CSV file to write, PAPER{LIST}.csv for the runs of a paper")
     parser.add_argument("--readme", help="Markdown file whose table, between two markers, is written too")
     given = parser.parse_args(arguments)
+    paper = Path(given.out).stem.removesuffix(LIST)
     try:
-        files = sorted(Path(given.folder).glob("*.yml"))
-        if not files:
-            raise MissingError(f"folder={given.folder!r}: there is no parameter file")
+        found = map(rows.read, sorted(Path(given.folder).glob("*.yml")))
+        found = [row for row in found if _paper(row) == paper]
+        if not found:
+            raise MissingError(f"folder={given.folder!r}: there is no parameter file of {paper}")
         known: dict[tuple, Speed] = {}
-        lines = [line(row, speed_of(row.config, known)) for row in map(rows.read, files)]
+        lines = [line(row, speed_of(row.config, known)) for row in found]
         write_text(given.out, as_csv(lines))
         if given.readme:
-            write_text(given.readme, with_table(Path(given.readme).read_text(encoding="utf-8"), lines))
+            write_text(given.readme, with_table(Path(given.readme).read_text(encoding="utf-8"), lines, paper))
     except (InputError, MissingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 3
@@ -45,12 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
 def line(row: Row, speed: Speed) -> dict[str, str]:
     """One row of the list."""
     status, _, reason = rows.status(row).partition(": ")
-    cost, paper, main = estimate(row.config, speed, seeds=len(row.seeds)), rows.published_top1(row), row.main
+    cost, main = estimate(row.config, speed, seeds=len(row.seeds)), row.main
+    paper = rows.published_top1(row) or {"value": math.nan, "source": ""}
     return {
         "run": row.name.partition("_imagenet_")[2] or row.name, "file": row.name,
         "table": main["table"].rpartition("_")[2].upper(), "network": main["model"],
         "method": main["method"], "setting": main["setting"], "bits": main["bits"],
-        "published top-1": f"{paper['value']:g}", "source": paper["source"], "epochs": str(row.config.train.epochs),
+        "published top-1": "" if math.isnan(paper["value"]) else f"{paper['value']:g}", "source": paper["source"],
+        "epochs": str(row.config.train.total_steps(1)),
         "seeds": str(len(row.seeds)), "GPU hours": f"{cost.device_hours:.0f}",
         "memory in GB": f"{cost.memory_gb:.0f}", "disk in GB": f"{cost.disk_gb:.1f}", "status": status,
         "reason": reason,
@@ -59,7 +65,9 @@ def line(row: Row, speed: Speed) -> dict[str, str]:
 
 def speed_of(config: RunConfig, known: dict[tuple, Speed]) -> Speed:
     """Counted speed, kept in `known`: configurations that differ only in bits, rates and strengths share it."""
-    key = (config.model, config.quant["act_bits"] is None, *sorted(entry["name"] for entry in config.remedies))
+    kinds = {name: value for name, value in config.quant.items() if name not in ("weight_bits", "act_bits")}
+    key = (config.model, config.train.batch_size, config.quant["act_bits"] is None, str(sorted(kinds.items())),
+           str(config.teacher), *sorted(entry["name"] for entry in config.remedies))
     if key not in known:
         known[key] = count(config)
     return known[key]
@@ -74,22 +82,27 @@ def as_csv(lines: list[dict[str, str]]) -> str:
     return text.getvalue()
 
 
-def with_table(markdown: str, lines: list[dict[str, str]]) -> str:
-    """The text with the list, a command each, between its two markers.
+def with_table(markdown: str, lines: list[dict[str, str]], paper: str) -> str:
+    """The text with the list of a paper's runs, a command each, between its two markers.
 
     Raises:
         InputError: the markers are not there.
     """
-    if START not in markdown or END not in markdown:
-        raise InputError(f"the Markdown file needs the lines {START} and {END}")
+    start, end = START.format(paper=paper), END.format(paper=paper)
+    if start not in markdown or end not in markdown:
+        raise InputError(f"the Markdown file needs the lines {start} and {end}")
     columns = ("file", "row", "published top-1, %", "seeds", "GPU hours", "status", "command")
-    table = [columns, ("---",) * len(columns), *map(_cells, lines)]
-    before, after = markdown.split(START)[0], markdown.split(END)[1]
-    return "\n".join([f"{before}{START}", *(f"| {' | '.join(cells)} |" for cells in table), f"{END}{after}"])
+    table = [columns, ("---",) * len(columns), *(_cells(entry, paper) for entry in lines)]
+    before, after = markdown.split(start)[0], markdown.split(end)[1]
+    return "\n".join([f"{before}{start}", *(f"| {' | '.join(cells)} |" for cells in table), f"{end}{after}"])
 
 
-def _cells(entry: dict[str, str]) -> tuple[str, ...]:
+def _paper(row: Row) -> str:
+    return row.main["table"].partition("_")[0]
+
+
+def _cells(entry: dict[str, str], paper: str) -> tuple[str, ...]:
     row = f"{entry['table']}: {entry['network']} {entry['bits']}, {entry['method']}"
     row += f", {entry['setting']}" if entry["setting"] else ""
     shown = (entry[name] for name in ("published top-1", "seeds", "GPU hours", "status"))
-    return (f"`{entry['file']}.yml`", row, *shown, f"`{COMMAND.format(file=entry['file'])}`")
+    return (f"`{entry['file']}.yml`", row, *shown, f"`{COMMAND.format(paper=paper, file=entry['file'])}`")

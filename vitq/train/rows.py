@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas
 
 KEYS = ("table", "model", "method", "setting", "bits")
+SHARED = {"config": ("model", "quant"), "train": ("optimizer", "decay", "scale_learning_rate")}  # of two stages
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,19 @@ class Row:
         published: the rows that it reruns, each a mapping with the keys of `KEYS`, `table` being the name of a file
             in book/results/published/. The first is the one that it is made for.
         seeds: one run each.
+        before: the row whose finished run this one continues, with the same seeds.
+        unpublished: the rows have no published figure, as the first of two stages, say.
 
     Raises:
-        InputError: a published row that does not exist, or no row or seed.
+        InputError: a published row that does not exist, no row or seed, or a `before` that cannot be continued so.
     """
 
     name: str
     config: RunConfig
     published: tuple[dict[str, str], ...]
     seeds: tuple[int, ...] = (0,)
+    before: "Row | None" = None
+    unpublished: bool = False
 
     def __post_init__(self) -> None:
         if not self.published or not self.seeds:
@@ -44,10 +49,22 @@ class Row:
         for entry in self.published:
             if not isinstance(entry, dict) or set(entry) != set(KEYS):
                 raise InputError(f"{self.name}: published: {entry!r}; give a mapping with {', '.join(KEYS)}")
-            if figures(entry).empty:
-                raise InputError(f"{self.name}: published: the table {entry['table']} has no row {entry}")
+            if figures(entry).empty != self.unpublished:
+                how = "has a row" if self.unpublished else "has no row"
+                raise InputError(f"{self.name}: published: the table {entry['table']} {how} {entry}")
         if any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in self.seeds):
             raise InputError(f"{self.name}: seeds={list(self.seeds)}: give whole numbers of at least 0")
+        if self.before is not None:
+            self._check_before()
+
+    def _check_before(self) -> None:
+        for section, names in SHARED.items():
+            for name in names:
+                mine, its = (getattr(row.config if section == "config" else row.config.train, name)
+                             for row in (self, self.before))
+                if mine != its:
+                    raise InputError(f"{self.name}: continues: {name}={mine!r}, but {self.before.name} has {its!r}: a "
+                                     "run continues one of the same network, quantization and optimizer")
 
     @property
     def main(self) -> dict[str, str]:
@@ -60,10 +77,15 @@ class Row:
 
     def changed(self, train: dict[str, Any] | None = None, data: dict[str, Any] | None = None, **fields: Any) -> "Row":
         """The same row with some fields of its configuration changed."""
-        config = self.config
+        config, before = self.config, self.before and self.before.changed(train, data, **fields)
         fields["train"] = dataclasses.replace(config.train, **(train or {}))
         fields["data"] = dataclasses.replace(config.data, **(data or {}))
-        return dataclasses.replace(self, config=dataclasses.replace(config, **fields))
+        return dataclasses.replace(self, config=dataclasses.replace(config, **fields), before=before)
+
+    def stages(self) -> list["Row"]:
+        """The runs that this row takes, in their order, itself last, all with its seeds."""
+        earlier = [] if self.before is None else self.before.stages()
+        return [*(dataclasses.replace(row, seeds=self.seeds) for row in earlier), self]
 
 
 def folder() -> Path:
@@ -71,16 +93,21 @@ def folder() -> Path:
     return environment.home() / "notebooks" / "params" / "full"
 
 
-def make(config: dict[str, Any], published: list[dict[str, str]], seeds: list[int], name: str = "") -> Row:
-    """A row from what a parameter file holds; without a name it is called after the published row."""
+def make(config: dict[str, Any], published: list[dict[str, str]], seeds: list[int], name: str = "",
+         continues: str = "", unpublished: bool = False) -> Row:
+    """A row from what a parameter file holds; without a name it is called after the published row.
+
+    `continues` names the parameter file of the run that this one goes on from.
+    """
     if not name and published and isinstance(published[0], dict):
         parts = (str(published[0].get(key, "")) for key in KEYS)
         name = "-".join(re.sub(r"[^a-z0-9.]+", "_", part.lower()).strip("_") for part in parts if part)
-    return Row(name, RunConfig.from_dict(config), tuple(published), tuple(seeds))
+    before = read(continues) if continues else None
+    return Row(name, RunConfig.from_dict(config), tuple(published), tuple(seeds), before, unpublished)
 
 
 def read(name: str | Path) -> Row:
-    """A row from its parameter file, named by its path or, if it lies in `folder()`, by its stem.
+    """A row from its parameter file, named by its path (also from the checkout) or, if it lies in `folder()`, its stem.
 
     Raises:
         InputError: there is no such file (the message lists those that exist), or it is wrong.
@@ -88,13 +115,16 @@ def read(name: str | Path) -> Row:
     import yaml
 
     file = Path(name) if Path(name).suffix == ".yml" else folder() / f"{name}.yml"
+    if not file.is_file() and not file.is_absolute():
+        file = environment.home() / file
     if not file.is_file():
         known = ", ".join(path.stem for path in sorted(folder().glob("*.yml"))) or "none"
         raise InputError(f"row={str(name)!r}: there is no such parameter file; there are {known}")
     try:
         text = file.read_text(encoding="utf-8")
         content = yaml.safe_load(text)
-        row = make(content["config"], content["published"], content["seeds"], file.stem)
+        row = make(content["config"], content["published"], content["seeds"], file.stem,
+                   content.get("continues", ""), content.get("unpublished", False))
     except (yaml.YAMLError, TypeError, KeyError) as error:
         raise InputError(f"{file} is no parameter file of a full run: {' '.join(str(error).split())}") from None
     except InputError as error:
@@ -104,7 +134,7 @@ def read(name: str | Path) -> Row:
 
 
 def resolve(row: str, config: dict[str, Any], published: list[dict[str, str]], seeds: list[int], scale: str,
-            data_path: str, device: str, limit_batches: int) -> Row:
+            data_path: str, device: str, limit_batches: int, continues: str = "", unpublished: bool = False) -> Row:
     """The run that a notebook's parameters ask for.
 
     Args:
@@ -116,17 +146,23 @@ def resolve(row: str, config: dict[str, Any], published: list[dict[str, str]], s
         data_path: folder of the images.
         device: "auto" leaves the configuration's.
         limit_batches: 0 for no limit.
+        continues: name of the parameter file of the run that `config` goes on from.
+        unpublished: `published` has no figures.
     """
-    found = make(config, published, seeds or [0]) if config else read(row)
+    found = make(config, published, seeds or [0], "", continues, unpublished) if config else read(row)
     if limit_batches < 0:
         raise InputError(f"parameter limit_batches={limit_batches}: give 0 for no limit, or a positive number")
     if seeds:
         found = dataclasses.replace(found, seeds=tuple(seeds))
     if limit_batches:
-        found = dataclasses.replace(found, name=f"{found.name}-limit{limit_batches}")
+        found = _renamed(found, f"-limit{limit_batches}")
     return found.changed(
         scale="smoke" if limit_batches or scale == "smoke" else "full", limit_batches=limit_batches or None,
         train={} if device == "auto" else {"device": device}, data={"path": data_path or found.config.data.path})
+
+
+def _renamed(row: Row, ending: str) -> Row:
+    return dataclasses.replace(row, name=row.name + ending, before=row.before and _renamed(row.before, ending))
 
 
 def figures(entry: dict[str, str]) -> "pandas.DataFrame":
@@ -137,16 +173,15 @@ def figures(entry: dict[str, str]) -> "pandas.DataFrame":
     return table
 
 
-def published_top1(row: Row) -> dict[str, Any]:
-    """Published accuracy of a row, as a record's `paper`."""
-    found = figures(row.main).set_index("metric").loc["top1"]
-    return {"value": float(found["value"]), "source": found["source"]}
+def published_top1(row: Row) -> dict[str, Any] | None:
+    """Published accuracy of a row, as a record's `paper`; None if it has none."""
+    return _paper(row.main)
 
 
 def full_precision(row: Row) -> dict[str, Any] | None:
     """The published full-precision accuracy of a row's network, from any table of its paper; None if there is none."""
     paper = row.main["table"].rpartition("_")[0]
-    for file in sorted(comparison.published_folder().glob(f"{paper}_t*.csv")):
+    for file in sorted(comparison.published_folder().glob(f"{paper}_*.csv")):
         table = comparison.published(file.stem)
         table = table[(table["model"] == row.main["model"]) & (table["method"] == "FP32") & (table["metric"] == "top1")]
         for line in table.to_dict("records"):
@@ -213,9 +248,10 @@ def _names(entry: dict[str, str]) -> dict[str, str]:
     return {"claim": entry["table"], **{key: entry[key] for key in KEYS[1:]}}
 
 
-def _paper(entry: dict[str, str]) -> dict[str, Any]:
-    found = figures(entry).set_index("metric").loc["top1"]
-    return {"value": float(found["value"]), "source": found["source"]}
+def _paper(entry: dict[str, str]) -> dict[str, Any] | None:
+    found = figures(entry)
+    found = found[(found["metric"] == "top1") & found["value"].notna()]
+    return None if found.empty else {"value": float(found["value"].iloc[0]), "source": found["source"].iloc[0]}
 
 
 def _parity(row: Row, shared: dict[str, Any], metrics: dict[str, list[float]]) -> list[Record]:

@@ -108,6 +108,8 @@ class RunConfig:
         model: name in `vitq.zoo`.
         pretrained: begin with pretrained weights.
         checkpoint: file with other weights to begin with.
+        stochastic_depth: train with the network's own rate of dropped residual branches (0.1 in timm's Swin); False
+            for none.
         data: `DataConfig`.
         quant: fields of `vitq.QuantSpec`, or None to train in full precision.
         train: `TrainConfig`.
@@ -131,6 +133,7 @@ class RunConfig:
     model: str = "mobilenet_micro"
     pretrained: bool = True
     checkpoint: str | None = None
+    stochastic_depth: bool = True
     data: DataConfig = field(default_factory=DataConfig)
     quant: dict | None = field(default_factory=dict)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=1))
