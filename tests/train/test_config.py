@@ -37,6 +37,11 @@ def test_a_wrong_field_is_named_with_its_value(fields, message):
     ({"seed": 1.5}, "run.seed=1.5"),
     ({"limit_batches": 0}, "limit_batches=0"),
     ({"train": [1]}, "train="),
+    ({"teacher": {"kind": "hard"}}, "teacher.kind='hard': expected 'soft' or 'hard_and_soft'"),
+    ({"teacher": {"kind": "hard_and_soft", "weight": 0.5}}, "teacher.weight=0.5: kind: hard_and_soft has none"),
+    ({"data": {"name": "digits", "augmentation": {}}}, "data.augmentation=.*image folders.*digits is none"),
+    ({"data": {"name": "imagenet", "augmentation": {"mixup": -1}}}, "data.augmentation.mixup=-1"),
+    ({"continue_from": 3}, "run.continue_from=3"),
 ])
 def test_a_wrong_section_of_a_run_is_named(mapping, message):
     with pytest.raises(InputError, match=message):
