@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitq.data.batches import _cores, _generator
@@ -91,8 +92,8 @@ class MultiCropSource:
         """The batches of an epoch from number `start` on; those before are not read."""
         read = self._from_memory if self.in_memory else self._from_files
         for pixels, found in read(epoch, start):
-            targets = found.distributions(self.labels.label, self.labels.num_classes, self.device)  # (B, M, classes)
-            yield pixels.transpose(0, 1).flatten(0, 1), targets.transpose(0, 1).flatten(0, 1)
+            found = CropLabels(*(part.swapaxes(0, 1) for part in found))  # (M, B, ...)
+            yield pixels, found.distributions(self.labels.label, self.labels.num_classes, self.device).flatten(0, 1)
 
     def _from_memory(self, epoch: int, start: int) -> Iterator[tuple[Tensor, CropLabels]]:
         height, width = self.dataset.images.shape[-2:]
@@ -100,7 +101,8 @@ class MultiCropSource:
             found = self.labels.read(rows, crops)
             images = self.dataset.normalize(self.dataset.images[torch.from_numpy(rows)].to(self.device))
             boxes = torch.from_numpy(pixel_boxes(found.boxes, height, width))
-            yield crop_resize(images, boxes, torch.from_numpy(found.flips), self.size, self.interpolation), found
+            pixels = crop_resize(images, boxes, torch.from_numpy(found.flips), self.size, self.interpolation)
+            yield pixels.transpose(0, 1).flatten(0, 1), found  # (M * B, 3, S, S)
 
     def _from_files(self, epoch: int, start: int) -> Iterator[tuple[Tensor, CropLabels]]:
         on_cuda = self.device is not None and torch.device(self.device).type == "cuda"
@@ -111,10 +113,21 @@ class MultiCropSource:
         for batch in loader:
             if isinstance(batch, Exception):
                 raise batch
-            pixels, found = batch
-            pixels = pixels.to(self.device, non_blocking=True).flatten(0, 1).permute(0, 3, 1, 2)  # (B * M, 3, S, S)
-            pixels = ImageSet.normalize(self.dataset, pixels)
-            yield pixels.unflatten(0, (-1, self.crops)), CropLabels(*(part.numpy() for part in found))
+            pixels, found = batch[0].to(self.device, non_blocking=True).flatten(0, 1), batch[1]  # (M * B, S, S, 3)
+            yield self._normalized(pixels), CropLabels(*(part.numpy() for part in found))
+
+    def _normalized(self, pixels: Tensor) -> Tensor:
+        """What `ImageSet.normalize` gives, (N, 3, S, S) laid out as channels last, from uint8 (N, S, S, 3).
+
+        On a CPU most of the time would go to page faults of fresh memory; NumPy asks for large pages, torch does not.
+        """
+        if pixels.device.type != "cpu":
+            return ImageSet.normalize(self.dataset, pixels.permute(0, 3, 1, 2))
+        mean, std = (torch.tensor(value).repeat(self.size) * 255 for value in (self.dataset.mean, self.dataset.std))
+        scale, done = 1 / std, torch.from_numpy(np.empty(pixels.shape, np.float32))
+        for crop, target in zip(pixels.flatten(2), done.flatten(2), strict=True):  # fits a cache
+            target.copy_(crop).sub_(mean).mul_(scale)
+        return done.permute(0, 3, 1, 2)
 
 
 class _Lists:
@@ -150,22 +163,22 @@ class _Crops(torch.utils.data.Dataset):
             return error
 
     def _cut(self, image: Any, found: CropLabels) -> np.ndarray:
-        from PIL import Image
-
-        how = getattr(Image.Resampling, self.interpolation.upper())
+        pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)  # (1, 3, H, W), channels last
         crops = np.empty((len(found.flips), self.size, self.size, 3), np.uint8)
         boxes = pixel_boxes(found.boxes, image.height, image.width).tolist()
         for i, (top, left, height, width) in enumerate(boxes):
-            crop = np.asarray(image.crop((left, top, left + width, top + height)).resize((self.size,) * 2, how))
-            crops[i] = crop[:, ::-1] if found.flips[i] else crop
+            crop = pixels[:, :, top : top + height, left : left + width]
+            crop = F.interpolate(crop, size=(self.size,) * 2, mode=self.interpolation, antialias=True)
+            crop = crop.flip(3) if found.flips[i] else crop
+            crops[i] = crop[0].permute(1, 2, 0).numpy()
         return crops
 
 
 def _collate(samples: list) -> tuple[Tensor, tuple[Tensor, ...]] | Exception:
-    """Pixels uint8 (B, M, S, S, 3) and the parts of `CropLabels`; the first error among the samples instead."""
+    """Pixels uint8 (M, B, S, S, 3) and the parts of `CropLabels`; the first error among the samples instead."""
     for sample in samples:
         if isinstance(sample, Exception):
             return sample
     pixels, found = zip(*samples, strict=True)
     labels = tuple(torch.from_numpy(np.stack(part)) for part in zip(*found, strict=True))
-    return torch.from_numpy(np.stack(pixels)), labels
+    return torch.from_numpy(np.stack(pixels, axis=1)), labels

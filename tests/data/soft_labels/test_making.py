@@ -176,6 +176,42 @@ def test_a_full_disk_is_said_before_the_work(tmp_path, dataset, teacher, monkeyp
         make(tmp_path / "a", dataset, teacher)
 
 
+def test_a_disk_that_fills_up_keeps_what_was_written(tmp_path, dataset, teacher, monkeypatch):
+    make(tmp_path / "whole", dataset, teacher)
+    out, open_shard = tmp_path / "labels", writing.open_shard
+
+    class FullDisk:
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def __enter__(self):
+            return self.file.__enter__()
+
+        def __exit__(self, *exc):
+            return self.file.__exit__(*exc)
+
+        def write(self, data):
+            if self.file.tell():
+                raise OSError(28, "No space left on device")
+            return self.file.write(data[:300])  # a part of what was asked, as the system may
+
+    def limited(*arguments):
+        if writer := open_shard(*arguments):
+            writer.file = FullDisk(writer.file)
+        return writer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "open_shard", limited)
+        with pytest.raises(MissingError, match=r"labels-00000\.part: no space left on the device; free space") as caught:
+            make(out, dataset, teacher)
+    assert "\n" not in str(caught.value)
+    make(out, dataset, teacher)
+    assert content(out) == content(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("given", [{"crops": 0}, {"scale": (0.5, 0.1)}, {"flip": 2}, {"precision": "fp8"},
                                    {"ratio": (0, 1)}, {"batch_size": 0}, {"seed": -1}, {"size": 0}])  # fmt: skip
 def test_wrong_settings_are_refused(given):

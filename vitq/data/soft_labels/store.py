@@ -29,8 +29,8 @@ class CropLabels(NamedTuple):
 
     def distributions(self, label: LabelFormat, num_classes: int, device: torch.device | str | None = None) -> Tensor:
         """Full distributions, float32 (B, M, num_classes)."""
-        indices = torch.from_numpy(self.indices).to(device)
-        return label.recover(indices, torch.from_numpy(self.probabilities).to(device), num_classes)
+        indices, probabilities = (torch.from_numpy(part).to(device) for part in (self.indices, self.probabilities))
+        return label.recover(indices, probabilities, num_classes)
 
 
 class SoftLabels(Protocol):

@@ -72,7 +72,7 @@ class ShardWriter:
         folder: The store.
         header: Its header.
         shard: Number of the shard.
-        file: Its .part file, open and locked.
+        file: Its .part file, open without a buffer and locked.
     """
 
     def __init__(self, folder: Path, header: Header, shard: int, file):
@@ -119,9 +119,10 @@ class ShardWriter:
             crops["probabilities"] = probabilities
         first = self.rows[self.done]
         blocks["crc"] = [checksum(crops[i], first + i) for i in range(len(blocks))]
+        left = memoryview(blocks.tobytes())
         try:
-            self.file.write(blocks.tobytes())
-            self.file.flush()
+            while left:
+                left = left[self.file.write(left) :]
         except OSError as error:
             what = "no space left on the device" if error.errno == errno.ENOSPC else error.strerror or str(error)
             raise MissingError(f"{self.file.name}: {what}; free space and run the same command again") from None
@@ -142,7 +143,7 @@ def open_shard(folder: Path, header: Header, shard: int) -> ShardWriter | None:
         return None
     part = target.with_suffix(".part")
     try:
-        file = open(part, "a+b")
+        file = open(part, "a+b", buffering=0)
     except OSError as error:
         raise MissingError(f"{part}: {error.strerror or error}") from None
     try:
