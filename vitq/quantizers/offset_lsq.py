@@ -12,35 +12,61 @@ from vitq.quantizers.ranges import RULES, estimate_scale
 FLOOR = 1e-5  # smallest effective scale in the released code; the gradient passes through it unchanged
 
 
-def _reduce(values: Tensor, like: Tensor) -> Tensor:
+CHUNK = 2**17  # values that are worked on at a time on a processor, so that all passes but the first hit its cache
+
+
+def _chunks(x: Tensor) -> list[slice]:
+    """Slices of the first axis: one on a GPU, on a processor about ``CHUNK`` values each."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return [slice(None)]
+    rows = max(1, CHUNK * len(x) // max(1, x.numel()))
+    return [slice(start, start + rows) for start in range(0, len(x), rows)]
+
+
+def _sum_like(values: Tensor, like: Tensor) -> Tensor:
     """Sum of ``values`` down to the shape of ``like``, which broadcasts against it."""
-    axes = [a for a in range(values.dim()) if like.dim() == values.dim() and like.shape[a] == 1]
-    return values.sum(axes, keepdim=True) if like.numel() > 1 else values.sum().reshape(like.shape)
+    if like.numel() == 1:
+        return values.sum().reshape(like.shape)
+    return values.sum([a for a in range(values.dim()) if like.shape[a] == 1], keepdim=True)
 
 
 class _OffsetFakeQuantize(torch.autograd.Function):
-    """One pass forward, one backward; what backward needs is the residual of rounding and a byte an element."""
+    """What backward needs is the derivative by the scale, and a byte an element for the mask."""
 
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, pre: Tensor | None, post: Tensor | None, qmin: int, qmax: int) -> Tensor:
-        ratio = x / scale if pre is None else (x + pre).div_(scale)
-        inside = (ratio >= qmin) & (ratio <= qmax)
-        out = ratio.round().clamp_(qmin, qmax)
-        residual = ratio.mul_(inside).neg_().add_(out)  # the derivative of the output by the scale
-        out.mul_(scale)
-        if post is not None:
-            out.add_(post)
-        ctx.save_for_backward(residual, inside, scale, pre, post)
+        out, by_scale = torch.empty_like(x), torch.empty_like(x)
+        inside = torch.empty_like(x, dtype=torch.bool)
+        for rows in _chunks(x):
+            y, ratio, mask = out[rows], by_scale[rows], inside[rows]
+            if pre is None:
+                torch.div(x[rows], scale, out=ratio)
+            else:
+                torch.add(x[rows], pre, out=ratio).div_(scale)
+            torch.clamp(ratio, qmin, qmax, out=y)
+            torch.eq(y, ratio, out=mask)
+            y.round_()
+            torch.sub(y, ratio.mul_(mask), out=ratio)
+            y.mul_(scale)
+            if post is not None:
+                y.add_(post)
+        ctx.save_for_backward(by_scale, inside, scale, pre, post)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        residual, inside, scale, pre, post = ctx.saved_tensors
-        grad_x = grad * inside
-        grad_scale = _reduce(grad * residual, scale) if ctx.needs_input_grad[1] else None
-        grad_pre = _reduce(grad_x, pre) if pre is not None else None
-        grad_post = _reduce(grad, post) if post is not None else None
-        return grad_x, grad_scale, grad_pre, grad_post, None, None
+        by_scale, inside, scale, pre, post = ctx.saved_tensors
+        grad_x = torch.empty_like(grad)
+        sums = [None if t is None else torch.zeros_like(t) for t in (scale, pre, post)]
+        for rows in _chunks(grad):
+            g, gx = grad[rows], grad_x[rows]
+            torch.mul(g, by_scale[rows], out=gx)
+            sums[0] += _sum_like(gx, scale)
+            torch.mul(g, inside[rows], out=gx)
+            if pre is not None:
+                sums[1] += _sum_like(gx, pre)
+                sums[2] += _sum_like(g, post)
+        return grad_x, *sums, None, None
 
 
 class OffsetLSQ(Quantizer):
