@@ -154,6 +154,16 @@ def test_another_number_of_classes_starts_the_head_anew():
     assert zoo.load("mobilenet_micro", num_classes=41).classifier.weight.equal(original.classifier.weight)
 
 
+@pytest.mark.parametrize("name", [*SHIPPED, "efficientnet_lite0"])
+def test_no_classes_are_features(name):
+    if name == "efficientnet_lite0":
+        lite0()
+    images, model = torch.randn(1, 3, 32, 32), zoo.load(name)
+    with torch.no_grad():
+        features = zoo.load(name, num_classes=0)(images)
+        assert features.equal(model.forward_head(model.forward_features(images), pre_logits=True))
+
+
 def test_random_weights_differ_and_fingerprints_tell():
     torch.manual_seed(1)
     prints = {zoo.fingerprint(zoo.load("mobilenet_micro", pretrained=p)) for p in (True, True, False, False)}

@@ -134,6 +134,8 @@ def load_weights(model: nn.Module, file: Path, new_head: bool = False, resample:
         state["pos_embed"] = _resampled(state["pos_embed"], model)
     heads = model.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
+    if new_head:
+        state = {name: value for name, value in state.items() if name in target or not name.startswith(heads)}
     for name, own in target.items():
         if name in state and state[name].shape != own.shape and new_head and name.startswith(heads):
             state[name] = own
@@ -185,6 +187,8 @@ def _compare(file: Path, name: str, own: Tensor, given: Tensor | None) -> None:
 
 def _renamed(state: dict[str, Tensor], target: dict[str, Tensor], model: nn.Module, file: Path) -> dict[str, Tensor]:
     """The checkpoint under this model's names: by order for EfficientNet-lite0's own, else by timm's filter."""
+    if "_conv_stem.weight" in state and len(state) > len(target):  # a model without a head
+        state = {name: value for name, value in state.items() if not name.startswith("_fc.")}
     if "_conv_stem.weight" in state and len(state) == len(target):
         return dict(zip(target, state.values(), strict=True))
     rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)

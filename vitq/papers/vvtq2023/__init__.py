@@ -9,6 +9,7 @@ from vitq.papers.vvtq2023.mckd import (
     pass_learning_rate,
 )
 from vitq.papers.vvtq2023.obr import BinRegularization, bin_regularization, found_by_float_test
+from vitq.papers.vvtq2023.sensitivity import leave_one_out, leave_one_out_sensitivity, spec_without
 from vitq.papers.vvtq2023.variation import compare_networks, variation
 
 __all__ = [
@@ -21,6 +22,9 @@ __all__ = [
     "compare_networks",
     "epoch_plan",
     "found_by_float_test",
+    "leave_one_out",
+    "leave_one_out_sensitivity",
     "pass_learning_rate",
+    "spec_without",
     "variation",
 ]
