@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 POINTS = 400
-SERIES = {"loss": "training loss", "oscillating": "oscillating weights, %", "frozen": "frozen weights, %"}
+SERIES = {"loss": "training loss", "oscillating": "oscillating weights, %", "frozen": "frozen weights, %",
+          "open": "weights that may move, %"}
 
 
 def strength(config: RunConfig, steps: list[int], total: int) -> tuple[str, list[float]] | None:
@@ -37,6 +38,28 @@ def schedule(config: RunConfig, steps_per_epoch: int) -> "Figure":
     if annealed:
         axes[0, 1].plot(epochs, annealed[1], color=COLORS["dampening"], linestyle="--", clip_on=False)
         axes[0, 1].set(xlabel="epoch", ylabel=annealed[0], ylim=(0, None))
+    return figure
+
+
+def stages(configs: dict[str, RunConfig], steps_per_epoch: int) -> "Figure":
+    """Learning rate of runs that follow each other, on a logarithmic axis, over their epochs.
+
+    Args:
+        configs: by the name of the stage, in their order.
+        steps_per_epoch: optimizer steps.
+    """
+    figure, axes = grid(1, 1, height=2.8, squeeze=False)
+    begin, styles = 0.0, ("-", "--", ":")
+    for number, (name, config) in enumerate(configs.items()):
+        total = config.train.total_steps(steps_per_epoch)
+        steps = [round(i * (total - 1) / (POINTS - 1)) for i in range(POINTS)]
+        rates = [config.train.rate(step, total, steps_per_epoch) for step in steps]
+        epochs = [begin + step / steps_per_epoch for step in steps]
+        axes[0, 0].plot(epochs, rates, color=list(COLORS.values())[number], linestyle=styles[number % 3], label=name,
+                        linewidth=2)
+        begin += total / steps_per_epoch
+    axes[0, 0].set(xlabel="epoch", ylabel="learning rate", yscale="log")
+    axes[0, 0].legend()
     return figure
 
 
