@@ -43,7 +43,7 @@ def add(labels: argparse.ArgumentParser) -> None:
     make.add_argument("--workers", type=int, metavar="N", help="reading processes of a folder (default: one a core)")
     make.add_argument("--processes", type=int, default=1, metavar="N", help="labelling processes; on cuda one a GPU")
     make.add_argument("--part", default="0/1", metavar="I/N", help="only this share of the shards, 0/4 to "
-                      "3/4; parts made in different folders are joined by copying their .bin files into one")  # fmt: skip
+                      "3/4; parts made in several folders join when their .bin files are put into one")  # fmt: skip
 
     for name, function, help in (("info", _info, "what a store holds, its size, and that of all of ImageNet"),
                                  ("check", _check, "verify the checksum of every block")):  # fmt: skip

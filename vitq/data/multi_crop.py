@@ -113,8 +113,9 @@ class MultiCropSource:
         for batch in loader:
             if isinstance(batch, Exception):
                 raise batch
-            pixels, found = batch[0].to(self.device, non_blocking=True).flatten(0, 1), batch[1]  # (M * B, S, S, 3)
-            yield self._normalized(pixels), CropLabels(*(part.numpy() for part in found))
+            pixels, found = batch
+            pixels = self._normalized(pixels.to(self.device, non_blocking=True))
+            yield pixels, CropLabels(*(part.numpy() for part in found))
 
     def _normalized(self, pixels: Tensor) -> Tensor:
         """What `ImageSet.normalize` gives, (N, 3, S, S) laid out as channels last, from uint8 (N, S, S, 3).
@@ -145,7 +146,7 @@ class _Lists:
 
 
 class _Crops(torch.utils.data.Dataset):
-    """One image of a folder set, read and decoded once: its crops uint8 (M, S, S, 3) and their labels."""
+    """One image of a folder set, read and decoded once: its M crops, uint8 (S, S, 3), and their labels."""
 
     def __init__(self, source: MultiCropSource):
         self.dataset, self.labels, self.size = source.dataset, source.labels, source.size
@@ -154,7 +155,7 @@ class _Crops(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, item: tuple[int, np.ndarray]) -> tuple[np.ndarray, CropLabels] | Exception:
+    def __getitem__(self, item: tuple[int, np.ndarray]) -> tuple[list[np.ndarray], CropLabels] | Exception:
         row, crops = item
         try:
             found = CropLabels(*(part[0] for part in self.labels.read([row], crops[None])))
@@ -162,23 +163,22 @@ class _Crops(torch.utils.data.Dataset):
         except Exception as error:  # as a value: raised in a worker it would arrive as a long traceback
             return error
 
-    def _cut(self, image: Any, found: CropLabels) -> np.ndarray:
+    def _cut(self, image: Any, found: CropLabels) -> list[np.ndarray]:
         pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)  # (1, 3, H, W), channels last
-        crops = np.empty((len(found.flips), self.size, self.size, 3), np.uint8)
         boxes = pixel_boxes(found.boxes, image.height, image.width).tolist()
-        for i, (top, left, height, width) in enumerate(boxes):
+        crops = []
+        for (top, left, height, width), flip in zip(boxes, found.flips, strict=True):
             crop = pixels[:, :, top : top + height, left : left + width]
             crop = F.interpolate(crop, size=(self.size,) * 2, mode=self.interpolation, antialias=True)
-            crop = crop.flip(3) if found.flips[i] else crop
-            crops[i] = crop[0].permute(1, 2, 0).numpy()
+            crops.append((crop.flip(3) if flip else crop)[0].permute(1, 2, 0).numpy())
         return crops
 
 
 def _collate(samples: list) -> tuple[Tensor, tuple[Tensor, ...]] | Exception:
-    """Pixels uint8 (M, B, S, S, 3) and the parts of `CropLabels`; the first error among the samples instead."""
+    """Pixels uint8 (M * B, S, S, 3) and the parts of `CropLabels`; the first error among the samples instead."""
     for sample in samples:
         if isinstance(sample, Exception):
             return sample
     pixels, found = zip(*samples, strict=True)
     labels = tuple(torch.from_numpy(np.stack(part)) for part in zip(*found, strict=True))
-    return torch.from_numpy(np.stack(pixels, axis=1)), labels
+    return torch.from_numpy(np.stack([crop for crops in zip(*pixels, strict=True) for crop in crops])), labels
