@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from vitq import data, environment, zoo
+from vitq.data import photos
 from vitq.data.multi_crop import MultiCropSource
 from vitq.data.soft_labels import CropSettings, Header, LabelFormat, SoftLabelStore, draw_crops, layout, writing
 from vitq.data.soft_labels.teacher import Labeller
@@ -66,14 +67,19 @@ def read_rate(folder: Path, each: int, calls: int = 3000) -> tuple[float, float]
 
 
 def jpeg_folder(folder: Path, images: int, side: int) -> None:
-    """Files with crops of the photographs that need no download, at quality 95; smoother than most of ImageNet."""
+    """Square windows of the photographs that need no download, not resized, as JPEG files of quality 95."""
     from PIL import Image
 
-    pixels = data.load("photos", "train", size=side, images=images).images.permute(0, 2, 3, 1).numpy()
+    rng = np.random.default_rng(0)
+    wholes = [photos.photograph(Path(file).stem) for _, file in photos.FILES]
+    wholes = [whole for whole in wholes if min(whole.shape[:2]) >= side]
     for split, count in (("train", images), ("val", 1)):
         (folder / split / "n0").mkdir(parents=True)
         for i in range(count):
-            Image.fromarray(pixels[i]).save(folder / split / "n0" / f"{i:04d}.jpeg", quality=95)
+            whole = wholes[i % len(wholes)]
+            top, left = (int(rng.integers(0, length - side + 1)) for length in whole.shape[:2])
+            window = Image.fromarray(whole[top : top + side, left : left + side])
+            window.save(folder / split / "n0" / f"{i:04d}.jpeg", quality=95)
 
 
 def loader_ratio(folder: Path, side: int, images: int = 192, rounds: int = 5) -> tuple[float, float, float]:

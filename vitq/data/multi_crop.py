@@ -1,5 +1,6 @@
 """Batches of several stored crops an image, each with its soft label: an image is read and decoded once for all."""
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,25 +111,39 @@ class MultiCropSource:
             _Crops(self), batch_sampler=_Lists(self, epoch, start), num_workers=self.workers, collate_fn=_collate,
             pin_memory=on_cuda, generator=_generator(self.seed, epoch, 2),
         )  # fmt: skip
+        memory = _Memory()
         for batch in loader:
             if isinstance(batch, Exception):
                 raise batch
             pixels, found = batch
-            pixels = self._normalized(pixels.to(self.device, non_blocking=True))
+            pixels = self._normalized(pixels.to(self.device, non_blocking=True), memory)
             yield pixels, CropLabels(*(part.numpy() for part in found))
 
-    def _normalized(self, pixels: Tensor) -> Tensor:
-        """What `ImageSet.normalize` gives, (N, 3, S, S) laid out as channels last, from uint8 (N, S, S, 3).
-
-        On a CPU most of the time would go to page faults of fresh memory; NumPy asks for large pages, torch does not.
-        """
+    def _normalized(self, pixels: Tensor, memory: "_Memory") -> Tensor:
+        """What `ImageSet.normalize` gives, (N, 3, S, S) laid out as channels last, from uint8 (N, S, S, 3)."""
         if pixels.device.type != "cpu":
             return ImageSet.normalize(self.dataset, pixels.permute(0, 3, 1, 2))
         mean, std = (torch.tensor(value).repeat(self.size) * 255 for value in (self.dataset.mean, self.dataset.std))
-        scale, done = 1 / std, torch.from_numpy(np.empty(pixels.shape, np.float32))
-        for crop, target in zip(pixels.flatten(2), done.flatten(2), strict=True):  # fits a cache
+        scale, done = 1 / std, memory.take(tuple(pixels.shape))
+        for crop, target in zip(pixels.flatten(2), done.flatten(2), strict=True):  # (S, S * 3), fits a cache
             target.copy_(crop).sub_(mean).mul_(scale)
         return done.permute(0, 3, 1, 2)
+
+
+class _Memory:
+    """Memory of earlier batches that nothing refers to any more; the page faults of fresh memory cost several times
+    what it costs to fill it, hence NumPy too, which asks for large pages where torch does not.
+    """
+
+    def __init__(self):
+        self.free: list[np.ndarray] = []
+
+    def take(self, shape: tuple[int, ...]) -> Tensor:
+        """Float32 memory; it comes back by itself when the last tensor that shares it has gone."""
+        block = self.free.pop() if self.free and self.free[-1].shape == shape else np.empty(shape, np.float32)
+        lent = block.view()  # the tensor keeps this view alive
+        weakref.finalize(lent, self.free.append, block).atexit = False
+        return torch.from_numpy(lent)
 
 
 class _Lists:

@@ -96,6 +96,18 @@ def test_files_and_memory_cut_alike(folder_set, folder_store):
         assert torch.allclose(pixels_of(crops[b::4]), wanted, atol=1.1)  # Pillow rounds twice
 
 
+def test_memory_is_used_again_only_when_nothing_refers_to_it(folder_set, folder_store):
+    def chunks(keep):
+        addresses, kept = set(), []
+        for crops, _ in MultiCropSource(folder_set, folder_store, 4, 2, workers=0).iterate():
+            addresses.add(crops.data_ptr())
+            kept += [(crops.chunk(2)[1], crops.chunk(2)[1].clone())] if keep else []
+        assert all(view.equal(copy) for view, copy in kept)
+        return len(addresses)
+
+    assert chunks(keep=True) == 7 and chunks(keep=False) <= 2
+
+
 def test_an_epoch_has_every_image_with_distinct_crops(dataset, store):
     source = MultiCropSource(dataset, store, 20, 4)
     rows, crops = (np.concatenate(part) for part in zip(*source.chosen(0), strict=True))
