@@ -21,6 +21,7 @@ import vitq
 from vitq import environment
 from vitq.oscillation import OscillationTracking
 from vitq.papers.nagel2022 import Dampening, IterativeFreezing
+from vitq.papers.vvtq2023 import BinRegularization
 from vitq.train.callbacks import Callback, TrainState
 
 MODEL, BATCH, CLASSES = "deit_tiny_patch16_224", 16, 1000
@@ -91,6 +92,7 @@ def main() -> int:
         ("tracking / plain W4A4 step", 1.05, quantized(OscillationTracking(0.01)), quantized()),
         ("freezing / plain W4A4 step", 1.05, quantized(IterativeFreezing(0.05, momentum=0.01)), quantized()),
         ("dampening / plain W4A4 step", 1.10, quantized(Dampening(1e-3)), quantized()),
+        ("bin regularization / plain W4A4 step", 1.10, quantized(BinRegularization(begin=0.0)), quantized()),
     ]
     rows = []
     for name, bound, step, reference in cases:

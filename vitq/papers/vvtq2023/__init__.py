@@ -8,6 +8,7 @@ from vitq.papers.vvtq2023.mckd import (
     epoch_plan,
     pass_learning_rate,
 )
+from vitq.papers.vvtq2023.mdq import mdq_spec, quantize_mdq, use_head_scales
 from vitq.papers.vvtq2023.obr import BinRegularization, bin_regularization, found_by_float_test
 from vitq.papers.vvtq2023.sensitivity import leave_one_out, leave_one_out_sensitivity, spec_without
 from vitq.papers.vvtq2023.variation import compare_networks, variation
@@ -24,7 +25,10 @@ __all__ = [
     "found_by_float_test",
     "leave_one_out",
     "leave_one_out_sensitivity",
+    "mdq_spec",
     "pass_learning_rate",
+    "quantize_mdq",
     "spec_without",
+    "use_head_scales",
     "variation",
 ]

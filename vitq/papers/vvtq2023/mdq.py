@@ -1,0 +1,81 @@
+"""Module-dependent quantization (VVTQ 2023) of whole networks: three ways to share and to learn scales.
+
+- ``"layer"``, as released: one scale a tensor, gradient scale by the L1 norm.
+- ``"head"``, as the paper describes it: one scale a head for query, key, value, projection and the operands of
+  attention. The released option for this does not work: heads share one table of scales, the weight is split along the
+  wrong axis, and the activation scales are never set.
+- ``"lsq"``, the baseline: one scale a tensor, LSQ's gradient scale.
+"""
+
+from torch import nn
+
+from vitq.convert import INPUT, QuantSpec, quantize, weight_quantizers
+from vitq.numerics import check_choice
+from vitq.papers.vvtq2023.parts import QUERY_KEY_VALUE, parts
+from vitq.quantizers import MDQ, MDQActivation
+
+MODES = ("layer", "head", "lsq")
+
+
+def mdq_spec(model: nn.Module, weight_bits: int, act_bits: int | None, mode: str = "layer") -> QuantSpec:
+    """The recipe: separate query, key and value, 8 bits at both ends, GELU's output without sign.
+
+    A Swin transformer keeps its image and the inputs of its patch merging in floating point, and its merging weights
+    have 8 bits; a ViT's image has 8 bits.
+
+    Args:
+        model: The float network.
+        weight_bits: 2 to 8.
+        act_bits: 2 to 8 or None.
+        mode: One of ``MODES``; ``"head"`` has the spec of ``"layer"`` and needs :func:`quantize_mdq`.
+    """
+    check_choice("mode", mode, MODES)
+    merging = [part.name for part in parts(model) if part.name.endswith("downsample.reduction")]
+    image = None if merging or act_bits is None else 8
+    rule = {"grad_scale": "lsq"} if mode == "lsq" else {}
+    return QuantSpec(
+        weight_bits, act_bits, weight="mdq", act="mdq_activation", weight_options=rule, act_options=rule,
+        first_last_bits=8, image_bits=image, unsigned_gelu=True, query_key="separate",
+        overrides={name: {"weight_bits": 8, "act_bits": None} for name in merging},
+    )  # fmt: skip
+
+
+def quantize_mdq(model: nn.Module, weight_bits: int, act_bits: int | None, mode: str = "layer",
+                 gelu_offset: bool = True) -> nn.Module:
+    """A quantized copy of a transformer; activation ranges are still to be set by ``vitq.calibrate``.
+
+    Args:
+        model: The float network, with timm's attention.
+        weight_bits: 2 to 8.
+        act_bits: 2 to 8 or None.
+        mode: One of ``MODES``.
+        gelu_offset: Learn an offset for the outputs of GELU.
+    """
+    quantized = quantize(model, mdq_spec(model, weight_bits, act_bits, mode))
+    if mode == "head":
+        use_head_scales(quantized)
+    if gelu_offset and act_bits is not None:
+        for name, module in quantized.named_modules():
+            if name.endswith(".mlp.fc2") and isinstance(getattr(module, INPUT, None), MDQActivation):
+                getattr(module, INPUT).add_offset()
+    return quantized
+
+
+def use_head_scales(model: nn.Module) -> None:
+    """Give attention one scale a head, in place, and set the weights' ranges anew; calibrate afterwards.
+
+    Heads are output rows of query, key and value, (H, d, in), input columns of the projection, (out, H, d), and axis 1
+    of the operands, (B, H, N, d).
+    """
+    sites = weight_quantizers(model)
+    for part in parts(model):
+        if part.heads is None or part.name not in sites or not isinstance(sites[part.name].quantizer, MDQ):
+            continue
+        quantizer = sites[part.name].quantizer
+        quantizer.set_heads(part.heads, 1 if part.kind == "projection" else 0)
+        quantizer.initialize(sites[part.name].latent)
+        attention = model.get_submodule(part.name.rpartition(".")[0])
+        for name in (*QUERY_KEY_VALUE, "probability"):
+            operand = getattr(attention, f"{name}_quantizer", None)
+            if isinstance(operand, MDQActivation):
+                operand.channel_axis = 1
