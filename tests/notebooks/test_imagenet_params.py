@@ -25,7 +25,7 @@ from vitq.train import full, rows
 from vitq.train.remedies import build_remedy
 
 FULL = ROOT / "notebooks" / "params" / "full"
-FILES = sorted(FULL.glob("*.yml"))
+FILES = sorted(FULL.glob("nagel_*.yml"))
 NOTEBOOK = ROOT / "notebooks" / "nagel2022" / "imagenet.ipynb"
 LIST = ROOT / "book" / "results" / "tables" / "nagel2022_full_runs.csv"
 SMOKE = ROOT / "notebooks" / "params" / "smoke" / "nagel_imagenet.yml"

@@ -7,7 +7,7 @@ import torch
 
 from vitq.errors import InputError
 from vitq.train import cost, plan, roofline
-from vitq.train.run_config import RunConfig
+from vitq.train.run_config import RunConfig, TeacherConfig
 
 
 @pytest.fixture
@@ -55,6 +55,24 @@ def test_remedies_cost_kernels(config):
     cost._steps(dataclasses.replace(config, remedies=[]), 2, 2, plain, 7)
     cost._steps(config, 2, 2, tracked, 7)
     assert len(tracked.kernels) > len(plain.kernels)
+
+
+def test_kernels_of_ofq_are_counted_as_on_a_gpu(config):
+    ofq = dataclasses.replace(
+        config, model="vit_micro", teacher=None, remedies=[], data=dataclasses.replace(config.data, image_size=32),
+        quant={"weight_bits": 2, "act_bits": 2, "weight": "statsq", "act": "offset_lsq", "activation_scales": "token",
+               "first_last_weight": "lsq", "image_bits": 8, "query_key": "reparameterized"})
+    from vitq.quantizers import offset_lsq
+
+    chunk = offset_lsq.CHUNK
+    offset_lsq.CHUNK = 2**10  # on a processor in parts, whose number grows with the batch
+    try:
+        plain = cost.count(ofq, classes=7)
+        taught = cost.count(dataclasses.replace(ofq, teacher=TeacherConfig(kind="hard_and_soft")), classes=7)
+        assert offset_lsq.CHUNK == 2**10
+    finally:
+        offset_lsq.CHUNK = chunk
+    assert plain.images_per_second > taught.images_per_second, "the teacher costs time"
 
 
 def test_time_is_the_slowest_of_bytes_operations_and_launch():

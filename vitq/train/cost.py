@@ -1,5 +1,6 @@
 """What a run costs: time of a step measured here, or counted for a GPU that is not here; memory; disk."""
 
+import contextlib
 import dataclasses
 import tempfile
 import time
@@ -110,7 +111,8 @@ def count(config: RunConfig, device: roofline.Device = roofline.A100, classes: i
     on_cpu = dataclasses.replace(config, train=dataclasses.replace(config.train, device="cpu"))
     for batch in COUNTED:
         counter = roofline.StepCount()
-        checkpoint = _steps(on_cpu, batch, 2, counter, classes)
+        with _whole_tensors():
+            checkpoint = _steps(on_cpu, batch, 2, counter, classes)
         counts.append(counter)
     small, large = counts
     batch = config.train.batch_size
@@ -119,6 +121,18 @@ def count(config: RunConfig, device: roofline.Device = roofline.A100, classes: i
     # Around the peak a layer's gradients and its temporary copies come on top of what autograd keeps.
     return Speed(device.name, f"estimated from {len(small.kernels)} kernels a step", batch / seconds,
                  1.2 * saved + 2 * checkpoint + CONTEXT_GB, checkpoint)
+
+
+@contextlib.contextmanager
+def _whole_tensors():
+    """Quantizers work on whole tensors, as on a GPU, and not in parts that fit the cache of a processor."""
+    from vitq.quantizers import offset_lsq
+
+    before, offset_lsq.CHUNK = offset_lsq.CHUNK, 2**40
+    try:
+        yield
+    finally:
+        offset_lsq.CHUNK = before
 
 
 def reading_speed(config: RunConfig, batches: int = 3) -> float:

@@ -37,7 +37,7 @@ def configuration(row: Row) -> str:
     for stage in row.stages():
         shown = stage.config.to_dict()
         shown["data"]["path"] = "given" if shown["data"]["path"] else None
-        dumped = yaml.safe_dump(_difference(shown, before), sort_keys=False, default_flow_style=None, width=88)
+        dumped = yaml.safe_dump(_difference(shown, before), sort_keys=False, default_flow_style=None, width=72)
         what = ", as before but for" if before else ""
         texts.append(f"# {stage.name}, seeds {', '.join(map(str, stage.seeds))}{what}\n{dumped}")
         before = shown
@@ -113,6 +113,8 @@ def write(row: Row, out: Path | str, state: State, record: str = "") -> list[Pat
     for entry, file in zip(made, files, strict=True):
         print(f"{entry.method}, {entry.bits}: {entry.status} {entry.reason}\n  record: {file.name}")
         for metric, found in entry.metrics.items():
+            if found == entry.metrics.get(metric.removesuffix("_pre_bn")) and metric.endswith("_pre_bn"):
+                continue  # no batch norm: both accuracies are one
             spread = "" if found["std"] is None else f" ({found['std']:.2g})"
             print(f"  {metric:>20}: {found['mean']:.4g}{spread}")
     return files
