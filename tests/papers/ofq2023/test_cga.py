@@ -53,7 +53,7 @@ def test_frozen_weights_stay_bit_for_bit_under_adamw(precision, reading):
     model, x, y = model_and_batch()
     warm = TrainConfig(steps=3, batch_size=16, learning_rate=1e-3, optimizer="adamw", weight_decay=0.05, log_every=3,
                        scale_learning_rate="with_weights")
-    cga = ConfidenceGuidedAnnealing(0.005, reading)
+    cga = ConfidenceGuidedAnnealing(0.02, reading)
     seen = []
 
     class Watch(ConfidenceGuidedAnnealing):
@@ -63,7 +63,7 @@ def test_frozen_weights_stay_bit_for_bit_under_adamw(precision, reading):
                         if s.is_parameter and s.quantizer.bits == 2]
 
         def after_backward(self, state):
-            self.before = [(boundary_range(s.latent.detach(), s.quantizer, 0.005), s.latent.detach().clone())
+            self.before = [(boundary_range(s.latent.detach(), s.quantizer, 0.02), s.latent.detach().clone())
                            for s in self.low]
 
         def after_step(self, state):
@@ -78,10 +78,10 @@ def test_frozen_weights_stay_bit_for_bit_under_adamw(precision, reading):
             return {}
 
     fit(model, (x, y), warm)  # moments that are not zero
-    config = TrainConfig(steps=4, batch_size=16, learning_rate=1e-3, optimizer="adamw", weight_decay=0.05, log_every=4,
+    config = TrainConfig(steps=4, batch_size=16, learning_rate=1e-4, optimizer="adamw", weight_decay=0.05, log_every=4,
                          schedule="constant", precision=precision, scale_learning_rate="with_weights")
     result = fit(model, (x, y), config, callbacks=[cga, Watch()])
-    assert any(moved for _, moved in seen) and 0 < result.final["open"] < 0.05
+    assert any(moved for _, moved in seen) and 0 < result.final["open"] < 0.2
     assert (cga.open_share > 0).all() and len(cga.open_share) == 4
 
 
@@ -90,7 +90,7 @@ def test_the_two_readings_differ_in_query_and_key_alone():
     for reading in ("released", "intended"):
         model, x, y = model_and_batch()
         model.train()
-        cga = ConfidenceGuidedAnnealing(0.005, reading)
+        cga = ConfidenceGuidedAnnealing(0.02, reading)
         cga.on_start(TrainState(model, torch.device("cpu"), 1))
         torch.nn.functional.cross_entropy(model(x), y).backward()
         site = vitq.weight_quantizers(model)["blocks.0.attn.query_key"]
