@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 POINTS = 400
 SERIES = {"loss": "training loss", "oscillating": "oscillating weights, %", "frozen": "frozen weights, %",
-          "open": "weights that may move, %"}
+          "open": "open weights, %"}
 
 
 def strength(config: RunConfig, steps: list[int], total: int) -> tuple[str, list[float]] | None:
