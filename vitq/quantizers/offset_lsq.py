@@ -12,6 +12,7 @@ from vitq.quantizers.ranges import RULES, estimate_scale
 FLOOR = 1e-5  # smallest effective scale in the released code; the gradient passes through it unchanged
 
 
+EDGE = 1e-6  # share of the grid: an input this little beyond the outermost level still counts as inside
 CHUNK = 2**17  # values that are worked on at a time on a processor, so that all passes but the first hit its cache
 
 
@@ -31,38 +32,36 @@ def _sum_like(values: Tensor, like: Tensor) -> Tensor:
 
 
 class _OffsetFakeQuantize(torch.autograd.Function):
-    """What backward needs is the derivative by the scale, and a byte an element for the mask."""
+    """Backward needs the position on the grid alone: the mask of the clip and the code follow from it."""
 
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, pre: Tensor | None, post: Tensor | None, qmin: int, qmax: int) -> Tensor:
-        out, by_scale = torch.empty_like(x), torch.empty_like(x)
-        inside = torch.empty_like(x, dtype=torch.bool)
+        out, position = torch.empty_like(x), torch.empty_like(x)
         for rows in _chunks(x):
-            y, ratio, mask = out[rows], by_scale[rows], inside[rows]
+            y, p = out[rows], position[rows]
             if pre is None:
-                torch.div(x[rows], scale, out=ratio)
+                torch.div(x[rows], scale, out=p)
             else:
-                torch.add(x[rows], pre, out=ratio).div_(scale)
-            torch.clamp(ratio, qmin, qmax, out=y)
-            torch.eq(y, ratio, out=mask)
-            y.round_()
-            torch.sub(y, ratio.mul_(mask), out=ratio)
-            y.mul_(scale)
+                torch.add(x[rows], pre, out=p).div_(scale)
+            torch.clamp(p, qmin, qmax, out=y).round_().mul_(scale)
             if post is not None:
                 y.add_(post)
-        ctx.save_for_backward(by_scale, inside, scale, pre, post)
+        ctx.save_for_backward(position, scale, pre, post)
+        ctx.range = qmin, qmax
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        by_scale, inside, scale, pre, post = ctx.saved_tensors
-        grad_x = torch.empty_like(grad)
+        position, scale, pre, post = ctx.saved_tensors
+        grad_x, (qmin, qmax) = torch.empty_like(grad), ctx.range
+        # The gradient of hardtanh leaves out the ends themselves, which belong to the grid: a little beyond them.
+        low, high = qmin - EDGE * qmax, qmax + EDGE * qmax
         sums = [None if t is None else torch.zeros_like(t) for t in (scale, pre, post)]
         for rows in _chunks(grad):
-            g, gx = grad[rows], grad_x[rows]
-            torch.mul(g, by_scale[rows], out=gx)
-            sums[0] += _sum_like(gx, scale)
-            torch.mul(g, inside[rows], out=gx)
+            g, p, gx = grad[rows], position[rows], grad_x[rows]
+            torch.ops.aten.hardtanh_backward(g, p, low, high, grad_input=gx)
+            by_scale = p.clamp(qmin, qmax).round_().mul_(g).addcmul_(gx, p, value=-1)  # g code - [inside] g x/s
+            sums[0] += _sum_like(by_scale, scale)
             if pre is not None:
                 sums[1] += _sum_like(gx, pre)
                 sums[2] += _sum_like(g, post)
