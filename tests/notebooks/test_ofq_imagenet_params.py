@@ -13,6 +13,7 @@ import nbformat
 import numpy as np
 import psutil
 import pytest
+import torch
 from contents import ROOT
 from PIL import Image
 
@@ -152,6 +153,18 @@ def test_stages_share_scale_data_device_seeds_and_limits(tmp_path):
     assert [config.continue_from for config in configs.values()] == [
         str(tmp_path / first.name / f"seed-{seed}") for seed in (3, 4)]
     assert report.folders(row, tmp_path / "run") == [tmp_path / first.name, tmp_path / "run"]
+
+
+def test_gpus_share_whole_pairs_of_mixed_images(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 32)
+    plain, mixed = (rows.read(f"ofq_imagenet_main_swin_t_w{bits}a{bits}").config for bits in (2, 3))
+    assert full.processes(plain, gpus=32) == full.processes(mixed, gpus=32) == 32
+    both = [dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=96))
+            for config in (plain, mixed)]
+    assert full.processes(both[0], gpus=32) == 32
+    with pytest.raises(InputError, match="gpus=32: the batch of 96 images is no multiple of 64"):
+        full.processes(both[1], gpus=32)
 
 
 def test_second_stage_is_shown_as_a_difference():

@@ -41,6 +41,8 @@ def test_a_wrong_field_is_named_with_its_value(fields, message):
     ({"teacher": {"kind": "hard_and_soft", "weight": 0.5}}, "teacher.weight=0.5: kind: hard_and_soft has none"),
     ({"data": {"name": "digits", "augmentation": {}}}, "data.augmentation=.*image folders.*digits is none"),
     ({"data": {"name": "imagenet", "augmentation": {"mixup": -1}}}, "data.augmentation.mixup=-1"),
+    ({"data": {"name": "imagenet", "augmentation": {"cutmix": 1.0}}, "train": {"steps": 1, "batch_size": 7}},
+     "train.batch_size=7: give an even number"),
     ({"continue_from": 3}, "run.continue_from=3"),
 ])
 def test_a_wrong_section_of_a_run_is_named(mapping, message):

@@ -1,6 +1,7 @@
 """Checks before a full run, and its start: data, weights and devices are looked at first, torchrun does the rest."""
 
 import dataclasses
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,10 @@ def processes(config: RunConfig, gpus: int = 0, needs_gpu: bool = True) -> int:
     if gpus > there:
         raise MissingError(f"parameter gpus={gpus}: there are {there}")
     count = gpus or there
-    if config.train.batch_size % (count * config.train.accumulation):
+    parts = math.lcm(count * config.train.accumulation, 2 * count if config.mixes else 1)
+    if config.train.batch_size % parts:
         raise InputError(f"parameter gpus={count}: the batch of {config.train.batch_size} images is no multiple of "
-                         f"{count * config.train.accumulation}; give another number")
+                         f"{parts}; give another number")
     return count
 
 

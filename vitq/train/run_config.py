@@ -161,8 +161,15 @@ class RunConfig:
         check_types(self, "run")
         require(self.calibration_batches >= 1, "run", "calibration_batches", self.calibration_batches,
                 "give at least 1")
+        require(not self.mixes or self.train.batch_size % 2 == 0, "train", "batch_size", self.train.batch_size,
+                "give an even number: mixup and cutmix pair the images of a batch")
         require(self.limit_batches is None or self.limit_batches >= 1, "run", "limit_batches", self.limit_batches,
                 "give at least 1, or null for no limit")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training mixes the images of a batch."""
+        return self.data.augmentation is not None and Augmentation.from_dict(self.data.augmentation).mixes
 
     @classmethod
     def from_dict(cls, mapping: dict[str, Any]) -> "RunConfig":
