@@ -83,6 +83,13 @@ def test_mixup_blends_an_image_and_its_label_with_those_of_its_partner(read):
         assert torch.allclose(targets, hard + share * (hard.flip(0) - hard), atol=1e-5)
 
 
+def test_each_batch_of_each_epoch_is_mixed_by_another_amount(read):
+    smoothed = {"mixup": 0.8, "mixup_smoothing": 0.0}
+    targets = [labels for epoch in range(3) for _, labels in read(smoothed, epoch=epoch)]
+    shares = {round(value, 5) for labels in targets for value in labels.flatten().tolist() if 0 < value < 0.5}
+    assert len(shares) == 9, "three epochs of three batches"
+
+
 def test_cutmix_pastes_a_rectangle_and_shares_the_label_by_its_area(read):
     plain, mixed = read({}), read({"cutmix": 1.0, "mixup_smoothing": 0.1})
     for (images, labels), (pasted, targets) in zip(plain, mixed, strict=True):
