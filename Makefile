@@ -45,7 +45,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 bench: setup
-	$(BIN)/python tests/bench.py
+	@$(BIN)/python tests/bench.py; first=$$?; $(BIN)/python tests/bench_labels.py && exit $$first
 
 lint: setup
 	$(BIN)/python -m ruff check .

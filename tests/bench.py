@@ -21,10 +21,12 @@ import vitq
 from vitq import environment
 from vitq.oscillation import OscillationTracking
 from vitq.papers.nagel2022 import Dampening, IterativeFreezing
+from vitq.papers.ofq2023 import ofq_spec
 from vitq.papers.vvtq2023 import BinRegularization
 from vitq.train.callbacks import Callback, TrainState
 
 MODEL, BATCH, CLASSES = "deit_tiny_patch16_224", 16, 1000
+DISTILLED = "deit_tiny_distilled_patch16_224"  # the network of OFQ 2023
 
 
 def training_step(model: nn.Module, callbacks: list[Callback], images, labels) -> Callable[[], None]:
@@ -87,12 +89,19 @@ def main() -> int:
         model = vitq.calibrate(vitq.quantize(float_model, vitq.QuantSpec(4, 4)), [images])
         return training_step(model, list(callbacks), images, labels)
 
+    def ofq(**options: str) -> Callable[[], None]:
+        model = vitq.calibrate(vitq.quantize(distilled, ofq_spec(2, **options)), [images])
+        return training_step(model, [], images, labels)
+
+    distilled = timm.create_model(DISTILLED)
     cases = [
         ("W4A4 step / float step", 1.5, quantized(), training_step(float_model, [], images, labels)),
         ("tracking / plain W4A4 step", 1.05, quantized(OscillationTracking(0.01)), quantized()),
         ("freezing / plain W4A4 step", 1.05, quantized(IterativeFreezing(0.05, momentum=0.01)), quantized()),
         ("dampening / plain W4A4 step", 1.10, quantized(Dampening(1e-3)), quantized()),
         ("bin regularization / plain W4A4 step", 1.10, quantized(BinRegularization(begin=0.0)), quantized()),
+        ("OFQ W2A2 with QKR / float step", 1.8, ofq(), training_step(distilled, [], images, labels)),
+        ("OFQ W2A2, StatsQ / LSQ weights", 1.03, ofq(query_key="fused"), ofq(query_key="fused", weight="lsq")),
     ]
     rows = []
     for name, bound, step, reference in cases:

@@ -124,6 +124,7 @@ def _evaluate(given: argparse.Namespace) -> int:
     cfg = getattr(model, "pretrained_cfg", None) or {}
     size = cfg.get("input_size", (3, None, None))[-1] if given.data in ("glyphs", "imagenet") else None
     dataset = data.load(given.data, given.split, size=size, images=given.images, path=given.path)
+    dataset = dataset.for_model(model) if hasattr(dataset, "for_model") else dataset
     result = evaluate(model.to(given.device), dataset, batch_size=given.batch_size, device=given.device)
     print(json.dumps(result))
     return 0
