@@ -58,8 +58,10 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default) or cuda")
 
     from . import labels_cli
+    from .importing import cli as import_cli
 
     labels_cli.add(command("labels", None, "soft labels of stored crops: make, info, check"))
+    import_cli.add(command("import", None, "a checkpoint that authors have released, as a file that vitq reads"))
 
     compare = command("compare", _compare, "reported against reproduced, with verdicts")
     compare.add_argument("claims", nargs="*", metavar="CLAIM", help="such as nagel2022_t4 (default: list the claims)")
