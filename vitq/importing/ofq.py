@@ -1,4 +1,4 @@
-"""Released checkpoints of OFQ 2023: StatsQ weights, reparameterized query and key, LSQ activations with offsets.
+r"""Released checkpoints of OFQ 2023: StatsQ weights, reparameterized query and key, LSQ activations with offsets.
 
 Shapes are those of the specification: one scale per token position, per channel of the value, and per (token, head) of
 :math:`W_{qk} X` at index n H + h; offsets of that product at h C + c; one offset map for all channels of the image.
@@ -9,8 +9,8 @@ Of what the file holds, four things have no counterpart here:
 - StatsQ's clip constant, saved with each such weight, is always 2 and is left out after it was checked;
 - the index of Swin's relative positions follows from the window, and is compared with ours;
 - the sign of the image's grid becomes a state of its quantizer;
-- the released patch merging has a bias, which timm's has not. With :math:`\\hat W` of full row rank it can be moved in
-  front of the layer: :math:`\\hat W (\\hat x + \\beta_{post}) + b = \\hat W (\\hat x + \\beta_{post} + \\hat W^+ b)`.
+- the released patch merging has a bias, which timm's has not. With :math:`\hat W` of full row rank it can be moved in
+  front of the layer: :math:`\hat W (\hat x + \beta_{post}) + b = \hat W (\hat x + \beta_{post} + \hat W^+ b)`.
 
 The offset behind the product :math:`W_{qk} X` cancels in the softmax, but it is mapped as any other.
 """
