@@ -25,7 +25,7 @@ def reversals_over_training(table: pd.DataFrame, window: int = 10) -> "Figure":
         window: Steps of the moving average.
     """
     widths = sorted(set(table["bits"]))
-    figure, axes = grid(1, len(widths), height=3.0, sharey=True)
+    figure, axes = grid(1, len(widths), height=3.0)
     for ax, bits in zip(np.atleast_1d(axes), widths, strict=True):
         for i, method in enumerate(m for m in METHODS if m in set(table["method"])):
             part = table[(table["bits"] == bits) & (table["method"] == method)]
@@ -54,7 +54,7 @@ def by_method_and_bits(table: pd.DataFrame, columns: dict[str, str], log: tuple[
             ax.scatter(place, part[column], color=PALETTE[method], marker=MARKS[method], s=20, alpha=0.7, label=method)
             for at, mean in part.groupby("bits")[column].mean().items():
                 x = widths.index(at) + shift
-                ax.plot([x - 0.06, x + 0.06], [mean] * 2, color=PALETTE[method], linewidth=2)
+                ax.plot([x - 0.05, x + 0.05], [mean] * 2, color=PALETTE[method], linewidth=2)
         ax.set(xticks=range(len(widths)), xticklabels=widths, ylabel=label, xlim=(-0.5, len(widths) - 0.5))
         if column in log:
             ax.set_yscale("log")
@@ -80,10 +80,10 @@ def noise_draws(table: pd.DataFrame) -> "Figure":
 
 
 def annealing(table: pd.DataFrame) -> "Figure":
-    """Open share (left) and one scale (right) during annealing, for each width of the boundary range.
+    """Open share (left) and change of the scales (right) during annealing, for each width of the boundary range.
 
     Args:
-        table: Columns ``x``, ``step``, ``open`` (percent), ``scale`` (change against the start, percent).
+        table: Columns ``x``, ``step``, ``open`` (percent), ``scale`` (mean distance to the start, percent).
     """
     figure, axes = grid(1, 2, height=3.2)
     for i, (x, part) in enumerate(table.groupby("x")):
@@ -91,7 +91,7 @@ def annealing(table: pd.DataFrame) -> "Figure":
         axes[0].plot(part["step"], part["open"], **style)
         axes[1].plot(part["step"], part["scale"], **style)
     axes[0].set(xlabel="optimizer step of annealing", ylabel="open weights (%)", ylim=(0, None))
-    axes[1].set(xlabel="optimizer step of annealing", ylabel="scale minus its start (%)")
+    axes[1].set(xlabel="optimizer step of annealing", ylabel="mean change of a scale\nsince the start (%)")
     axes[0].legend(title=None, fontsize=9)
     return figure
 
@@ -112,5 +112,7 @@ def differences(table: pd.DataFrame) -> "Figure":
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set(yticks=range(len(rows)), yticklabels=[f"{m}: {s}" for m, s in rows],
            xlabel="test top-1 minus that of the reference (points)")
+    if table["difference"].abs().max() > 20:
+        ax.set_xscale("symlog", linthresh=5)
     ax.invert_yaxis()
     return figure

@@ -16,10 +16,10 @@ EDGE = 1e-6  # share of the grid: an input this little beyond the outermost leve
 CHUNK = 2**17  # values that are worked on at a time on a processor, so that all passes but the first hit its cache
 
 
-def _chunks(x: Tensor) -> list[slice]:
-    """Slices of the first axis: one on a GPU, on a processor about ``CHUNK`` values each."""
+def _chunks(x: Tensor) -> list[slice] | None:
+    """Slices of the first axis with about ``CHUNK`` values each on a processor; None for the whole tensor at once."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return [slice(None)]
+        return None
     rows = max(1, CHUNK * len(x) // max(1, x.numel()))
     return [slice(start, start + rows) for start in range(0, len(x), rows)]
 
@@ -31,40 +31,59 @@ def _sum_like(values: Tensor, like: Tensor) -> Tensor:
     return values.sum([a for a in range(values.dim()) if like.shape[a] == 1], keepdim=True)
 
 
+def _snap(x: Tensor, scale: Tensor, pre: Tensor | None, post: Tensor | None, ends: tuple[int, int],
+          position: Tensor | None = None, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Position on the grid and fake-quantized value, into the tensors given if there are any."""
+    position = torch.div(x, scale, out=position) if pre is None else torch.add(x, pre, out=position).div_(scale)
+    out = torch.clamp(position, *ends, out=out).round_().mul_(scale)
+    return position, out if post is None else out.add_(post)
+
+
+def _gradients(grad: Tensor, position: Tensor, vectors: tuple[Tensor | None, ...], ends: tuple[int, int],
+               into: Tensor | None = None) -> tuple[Tensor, list[Tensor | None]]:
+    """Gradient of the input, and of scale, pre_offset and post_offset."""
+    scale, pre, post = vectors
+    # The gradient of hardtanh leaves out the ends themselves, which belong to the grid: a little beyond them.
+    low, high = ends[0] - EDGE * ends[1], ends[1] + EDGE * ends[1]
+    if torch.compiler.is_compiling():  # what a compiler fuses by itself
+        into = grad * ((position >= ends[0]) & (position <= ends[1]))
+    elif into is None:
+        into = torch.ops.aten.hardtanh_backward(grad, position, low, high)
+    else:
+        torch.ops.aten.hardtanh_backward(grad, position, low, high, grad_input=into)
+    by_scale = position.clamp(*ends).round_().mul_(grad).addcmul_(into, position, value=-1)  # g code - [inside] g x/s
+    sums = [_sum_like(by_scale, scale), None, None]
+    if pre is not None:
+        sums[1:] = [_sum_like(into, pre), _sum_like(grad, post)]
+    return into, sums
+
+
 class _OffsetFakeQuantize(torch.autograd.Function):
     """Backward needs the position on the grid alone: the mask of the clip and the code follow from it."""
 
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, pre: Tensor | None, post: Tensor | None, qmin: int, qmax: int) -> Tensor:
-        out, position = torch.empty_like(x), torch.empty_like(x)
-        for rows in _chunks(x):
-            y, p = out[rows], position[rows]
-            if pre is None:
-                torch.div(x[rows], scale, out=p)
-            else:
-                torch.add(x[rows], pre, out=p).div_(scale)
-            torch.clamp(p, qmin, qmax, out=y).round_().mul_(scale)
-            if post is not None:
-                y.add_(post)
+        chunks, ctx.ends = _chunks(x), (qmin, qmax)
+        if chunks is None:
+            position, out = _snap(x, scale, pre, post, ctx.ends)
+        else:
+            position, out = torch.empty_like(x), torch.empty_like(x)
+            for rows in chunks:
+                _snap(x[rows], scale, pre, post, ctx.ends, position[rows], out[rows])
         ctx.save_for_backward(position, scale, pre, post)
-        ctx.range = qmin, qmax
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        position, scale, pre, post = ctx.saved_tensors
-        grad_x, (qmin, qmax) = torch.empty_like(grad), ctx.range
-        # The gradient of hardtanh leaves out the ends themselves, which belong to the grid: a little beyond them.
-        low, high = qmin - EDGE * qmax, qmax + EDGE * qmax
-        sums = [None if t is None else torch.zeros_like(t) for t in (scale, pre, post)]
-        for rows in _chunks(grad):
-            g, p, gx = grad[rows], position[rows], grad_x[rows]
-            torch.ops.aten.hardtanh_backward(g, p, low, high, grad_input=gx)
-            by_scale = p.clamp(qmin, qmax).round_().mul_(g).addcmul_(gx, p, value=-1)  # g code - [inside] g x/s
-            sums[0] += _sum_like(by_scale, scale)
-            if pre is not None:
-                sums[1] += _sum_like(gx, pre)
-                sums[2] += _sum_like(g, post)
+        position, *vectors = ctx.saved_tensors
+        chunks = _chunks(grad)
+        if chunks is None:
+            grad_x, sums = _gradients(grad, position, vectors, ctx.ends)
+        else:
+            grad_x, sums = torch.empty_like(grad), [None if v is None else torch.zeros_like(v) for v in vectors]
+            for rows in chunks:
+                _, parts = _gradients(grad[rows], position[rows], vectors, ctx.ends, grad_x[rows])
+                sums = [s if s is None else s.add_(part) for s, part in zip(sums, parts, strict=True)]
         return grad_x, *sums, None, None
 
 

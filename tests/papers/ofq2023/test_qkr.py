@@ -187,3 +187,22 @@ def test_what_cannot_be_reparameterized_is_refused():
         vitq.QuantSpec(2, query_key="product")
     with pytest.raises(InputError, match="activation_scales"):
         vitq.QuantSpec(2, activation_scales="row")
+
+
+def test_compiled_gives_the_same():
+    model, x = build("vit_micro")
+    new = converted(model, x).train()
+    compiled = torch.compile(new, backend="aot_eager", fullgraph=True)(x)
+    torch.testing.assert_close(compiled, new(x), rtol=1e-3, atol=1e-3)
+    compiled.square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in new.parameters())
+
+
+def test_half_precision(case):
+    model, x = case
+    new = converted(model, x).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = new(x)
+    assert torch.isfinite(y).all()
+    y.float().square().sum().backward()
+    assert all(p.grad.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in new.parameters())

@@ -10,6 +10,7 @@ def ofq_spec(
     query_key: str = "reparameterized",
     scales: str = "token",
     query_bias: bool = True,
+    init: str | None = None,
 ) -> QuantSpec:
     """Weights and activations at ``bits``; patch embedding and heads at 8 bits, with LSQ weights per output row.
 
@@ -20,7 +21,10 @@ def ofq_spec(
         query_key: ``"reparameterized"`` or ``"fused"``.
         scales: ``"token"`` as released, which ties a model to one image size; ``"channel"`` for any image size.
         query_bias: False drops the query's bias under reparameterization, as the released code does.
+        init: Start of the activation scales, see :class:`vitq.quantizers.OffsetLSQ`; by default the released rule
+            ``"ofq"`` with scales per token, and ``"mse"`` without: that rule starts a single scale much too small.
     """
+    default = "ofq" if scales == "token" else "mse"
     rows = {"channel_axis": 0, "init": "lsq", "grad_scale": "lsq", "variant": "paper"}
     return QuantSpec(
         weight_bits=bits,
@@ -28,6 +32,7 @@ def ofq_spec(
         weight=weight,
         weight_options=rows if weight == "lsq" else {},
         act="offset_lsq",
+        act_options={} if (init or default) == "ofq" else {"init": init or default},
         activation_scales=scales,
         first_last_bits=8,
         first_last_weight="lsq",

@@ -37,8 +37,9 @@ def trained(job: dict) -> dict:
 
     Returns:
         ``metrics`` (top1, and of the last fifth of the run the mean shares of flips and reversals a step in percent and
-        the jitter of the scales), ``history`` (lines of the log), ``reversals`` (share of each step, percent) and, where
-        they were recorded, ``open_share`` (percent of each step), ``settled`` and ``query_key``.
+        the jitter of the scales), ``history`` (lines of the log), ``reversals`` (share of each step, percent),
+        ``scale`` (mean distance of the recorded scales to the first ones, percent), ``settled`` and, where they were
+        recorded, ``open_share`` (percent of each step) and ``query_key``.
     """
     out = Path(job["out"])
     if (out / "study.json").exists():
@@ -82,7 +83,7 @@ def _trace(trace: dict[str, Tensor], metrics: dict, out: Path) -> dict:
     metrics |= {"scale_variance": jitter["variance"], "scale_step": jitter["step"]}
     scales = trace["scales"][:, parameter_rows(out)]
     return {"reversals": (100 * trace["reversals"]).tolist(), "settled": settled(scales),
-            "scale": scales[:, scales.shape[1] // 2].tolist()}
+            "scale": (100 * (scales / scales[0] - 1).abs().mean(1)).tolist()}
 
 
 def parameter_rows(out: Path) -> Tensor:
