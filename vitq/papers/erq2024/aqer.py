@@ -21,9 +21,11 @@ from vitq.numerics import check_choice
 from vitq.papers.erq2024.moments import Moments, solve, with_bias
 
 LAMBDA_MODES = ("sum_code", "mean_paper")
+VECTOR_STRENGTH = 0.1  # as released
 
 
-def ridge_strength(coe: float, count: int, mode: str = "sum_code", kind: str = "linear", step: str = "aqer") -> float:
+def ridge_strength(coe: float, count: int, mode: str = "sum_code", kind: str = "linear", step: str = "aqer",
+                   vector_strength: float | None = VECTOR_STRENGTH) -> float:
     """L, what is added to the diagonal of the sums.
 
     Args:
@@ -33,13 +35,14 @@ def ridge_strength(coe: float, count: int, mode: str = "sum_code", kind: str = "
             classifier), ``coe`` for a convolution. ``"mean_paper"``: N ``coe``, as the paper's formula reads.
         kind: ``"linear"``, ``"vector"`` (a linear layer with 2-D input) or ``"conv"``.
         step: ``"aqer"`` or ``"wqer"``.
+        vector_strength: L of Aqer on a layer of vectors, None for the rule of linear layers.
     """
     if not coe >= 0:
         raise InputError(f"coe={coe!r}: the ridge strength must not be negative")
     if check_choice("lambda_mode", mode, LAMBDA_MODES) == "mean_paper":
         return coe * count
     if kind == "vector" and step == "aqer":
-        return 0.1
+        return 0.1 * coe if vector_strength is None else vector_strength
     return coe if kind == "conv" else 0.1 * coe
 
 

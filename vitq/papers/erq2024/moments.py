@@ -121,7 +121,18 @@ def _integer_products(x: Tensor, step: float) -> Tensor | None:
     rows = EXACT // max(largest, 1) ** 2
     if rows < 64 or (codes - rounded).abs().max() > 1e-2:
         return None
-    return sum((part.mT @ part).double() for part in rounded.split(rows, dim=1)) * float(step) ** 2
+    return sum(_upper_products(part) for part in rounded.split(rows, dim=1)) * float(step) ** 2
+
+
+def _upper_products(x: Tensor, strip: int = 256) -> Tensor:
+    """X^T X, float64; only strips of the upper triangle are multiplied."""
+    size = x.shape[-1]
+    out = torch.empty(len(x), size, size, dtype=torch.float64, device=x.device)
+    for begin in range(0, size, strip):
+        end = min(begin + strip, size)
+        out[:, begin:end, begin:] = x[..., begin:end].mT @ x[..., begin:]
+        out[:, end:, begin:end] = out[:, begin:end, end:].mT
+    return out
 
 
 def solve(gram: Tensor, strength: float, right: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from vitq.errors import InputError
 from vitq.numerics import check_choice
 
 FLIP_RULES = ("exact_gain", "hard_paper", "snap_code")
-ROWS = 128  # rows searched together: their state stays in the processor's cache
+STATE = 2**17  # entries searched together: their state stays in the processor's cache
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Refined:
 
 
 def refine_rounding(error: Tensor, low: Tensor, high: Tensor, moment: Tensor, rule: str = "exact_gain", k: int = 1,
-                    rounds: int = 100, row_batch: int = ROWS, trace: bool = False) -> Refined:
+                    rounds: int = 100, row_batch: int | None = None, trace: bool = False) -> Refined:
     """Lower ``d C d^T`` of each row by moving entries between their two candidates.
 
     Args:
@@ -62,10 +62,11 @@ def refine_rounding(error: Tensor, low: Tensor, high: Tensor, moment: Tensor, ru
         rule: One of ``FLIP_RULES``.
         k: Entries moved at a time (paper: 1).
         rounds: Largest number of rounds T (paper: 100).
-        row_batch: Rows searched together; the result does not depend on it.
+        row_batch: Rows searched together, None for a number that suits the cache; the result does not depend on it.
         trace: Keep the proxy of each round.
     """
     check_choice("flip_rule", rule, FLIP_RULES)
+    row_batch = max(STATE // error.shape[-1], 32) if row_batch is None else row_batch
     for name, value, least in (("k", k, 1), ("rounds", rounds, 0), ("row_batch", row_batch, 1)):
         if value < least:
             raise InputError(f"{name}={value!r}: give a number of at least {least}")
