@@ -121,6 +121,33 @@ def test_more_seeds_than_the_file_asks_for_are_taken(place):
     do(place)
     (file,) = [file for file in (place / "records").glob("*.json") if "freeze" in file.name]
     assert Record.read(file).seeds == [0, 1]
+    file.unlink()
+    shutil.rmtree(place / "full" / NAME / "seed-0")
+    do(place)
+    assert Record.read(file).seeds == [1] and Record.read(file).config["seed"] == 0, "as the notebook records it"
+
+
+def test_two_stages_have_a_record_each_and_full_precision_one(tmp_path):
+    from vitq.train.fields import config_hash
+
+    row = rows.read("ofq_imagenet_main_deit_t_w2a2").changed(data={"path": "/data"})
+    for stage, top1 in zip(row.stages(), (60.0, 64.0), strict=True):
+        folder = tmp_path / "full" / stage.name / "seed-0"
+        folder.mkdir(parents=True)
+        before = None if stage.before is None else f"/gone/{stage.before.name}/seed-0"
+        config = json.loads(json.dumps(stage.config.to_dict())) | {"continue_from": before}
+        (folder / "result.json").write_text(json.dumps({
+            "config": config, "config_hash": config_hash(config), "metrics": {"top1": top1, "top1_float": 74.5},
+            "test_images": 50000, "data_version": "v", "fingerprint": "f", "seconds": 1.0, "peak_memory_mb": 2.0,
+            "device": "cuda:0", "ranks": 8}))
+    found = collect.collect([tmp_path / "full"], records=tmp_path / "records")
+    assert [entry.state for entry in found] == [collect.RECORDED] * 2
+    made = {(r.method, r.bits): r for r in map(Record.read, (tmp_path / "records").glob("*.json"))}
+    assert {key: r.metrics["top1"]["mean"] for key, r in made.items()} == {
+        ("StatsQ + QKR", "W2A2"): 60.0, ("StatsQ + QKR + CGA", "W2A2"): 64.0, ("FP32", "FP32"): 74.5}
+    assert made["StatsQ + QKR + CGA", "W2A2"].config["continue_from"] is None
+    assert made["StatsQ + QKR + CGA", "W2A2"].paper["value"] == 64.33 and made["StatsQ + QKR", "W2A2"].paper is None
+    assert len(found[0].files) + len(found[1].files) == 3 == len(made)
 
 
 def refused(place, capsys, code=0):

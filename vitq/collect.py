@@ -205,8 +205,7 @@ def _config(row: "Row", given: dict[str, Any]) -> Any:
     """The configuration that a notebook would have recorded."""
     from .train.run_config import RunConfig
 
-    data = given["data"] | {"path": None}
-    return RunConfig.from_dict(given | {"data": data, "continue_from": None, "seed": row.config.seed})
+    return RunConfig.from_dict(given | {"continue_from": None, "seed": row.config.seed})
 
 
 def _records(row: "Row", done: list[Seed], files: list[Path]) -> list["Record"]:
