@@ -184,7 +184,7 @@ def _born(pid):
 
 @pytest.mark.parametrize("change, words", [
     (lambda c: c.update(limit_batches=3), "a try of 3 batches"),
-    (lambda c: c.update(scale="smoke"), "a try at scale smoke"),
+    (lambda c: c.update(scale="smoke"), "scale smoke, not a full run"),
     (lambda c: c["train"].update(learning_rate=0.5), "train.learning_rate differs from"),
     (lambda c: c["quant"].update(weight_bits=4), "quant.weight_bits differs from"),
     (lambda c: c["remedies"].pop(), "remedies differs from"),

@@ -166,9 +166,10 @@ def _row(folder: Path, configs: list[dict[str, Any]], known: Sequence["Row"]) ->
     config = configs[0]
     if any(_differences(config, other) for other in configs):
         return None, "its seeds were run with different settings"
-    if config["limit_batches"] is not None or config["scale"] != "full":
-        limit = f" of {config['limit_batches']} batches" if config["limit_batches"] else ""
-        return None, f"a try{limit} at scale {config['scale']}, no result"
+    if config["limit_batches"] is not None:
+        return None, f"a try of {config['limit_batches']} batches, no result"
+    if config["scale"] != "full":
+        return None, f"scale {config['scale']}, not a full run"
     fits = {row.name: row for row in known if not _differences(config, row.config.to_dict())}
     if len(fits) == 1:
         return next(iter(fits.values())), ""
