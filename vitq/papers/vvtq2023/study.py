@@ -74,7 +74,7 @@ class Setup:
     batch_size: int = 32
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
-    act_init: Literal["released", "corrected"] = "corrected"
+    act_init: Literal["released", "corrected"] = "released"
     test_images: int = 2000
     test_split: Literal["test", "val"] = "test"
     seed: int = 0
