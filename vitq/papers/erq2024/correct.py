@@ -95,12 +95,15 @@ def correct_layer(name: str, data: LayerData, options: ErqOptions) -> LayerRepor
         own = weight_quantizer(name, module, options)
         report.error_nearest = moments.residual_energy(rows.weight_rows(module, own(weight)), start[1]) / energy
     corrected = _aqer(module, data.kind, moments, start, options, report)
-    report.error_aqer = report.error = moments.residual_energy(*corrected) / energy
+    if corrected is not start:
+        report.error_aqer = report.error = moments.residual_energy(*corrected) / energy
     if options.weight_bits is not None:
         final, nearest = _round(name, module, data.kind, moments, options, report)
         report.error_weight = _change(moments, corrected, (nearest, corrected[1])) / energy
-        report.error_weight_now = _change(moments, corrected, final) / energy
-        report.error = moments.residual_energy(*final) / energy
+        plain = options.weights == "nearest"
+        report.error_weight_now = report.error_weight if plain else _change(moments, corrected, final) / energy
+        known = plain and corrected is start
+        report.error = report.error_nearest if known else moments.residual_energy(*final) / energy
     return report
 
 
