@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -237,10 +236,8 @@ def test_what_is_not_there(place, tmp_path, capsys):
 
 def test_rows_of_the_book_are_told_apart():
     known = [rows.read(file) for file in sorted(rows.folder().glob("*.yml"))]
-    started = time.monotonic()
     for row in known:
         config = row.changed(train={"device": "cuda"}, data={"path": "/data"}).config.to_dict() | {"seed": 3}
         for name in (row.name, collect._default_name(row), "any"):
             found, reason = collect._row(collect.Path(name), [json.loads(json.dumps(config))], known)
             assert found is not None and found.name == row.name, (name, reason)
-    assert time.monotonic() - started < 20
