@@ -98,8 +98,8 @@ def pulls(position: Tensor, by_term: Mapping[str, Tensor], low: int, high: int) 
         ax.axvline(k + 0.5, color=GREY, linestyle=":", linewidth=1.2, label="threshold" if k == low else None)
     for i, (name, values) in enumerate(by_term.items()):
         ax.scatter(position, values, color=SERIES[i], marker=MARKERS[i], s=8, label=name)
-    ax.set(xlabel=r"position $w/\alpha$", ylabel="gradient, relative to the largest")
-    ax.legend(fontsize="small")
+    ax.set(xlabel=r"position $w/\alpha$", ylabel="gradient over the largest")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize="small")
     return figure
 
 

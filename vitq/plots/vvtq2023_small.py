@@ -27,6 +27,7 @@ def ridges(columns: dict[str, dict[str, Tensor]], bins: int = 80) -> "Figure":
     edges = np.linspace(-limit, limit, bins + 1)
     centres = (edges[1:] + edges[:-1]) / 2
     for ax, (title, groups) in zip(np.atleast_1d(axes), columns.items(), strict=True):
+        ax.locator_params(axis="x", nbins=5)
         heights = {name: np.histogram(w.flatten().numpy(), edges, density=True)[0] for name, w in groups.items()}
         lift = 0.6 * max(h.max() for h in heights.values())
         for i, height in enumerate(heights.values()):
@@ -135,7 +136,7 @@ def published_curves(table: pd.DataFrame) -> "Figure":
         ax.plot(part["epoch"], part["top1"], color=_BLIND[i], linestyle=DASHES[i], marker=MARKERS[i], markersize=5,
                 label=bits)  # fmt: skip
     ax.set(xlabel="epoch index at which the pass begins", ylabel="ImageNet top-1 (%), published")
-    ax.text(0.5, 0.5, "published, not ours", transform=ax.transAxes, fontsize=20, color="0.75", ha="center",
+    ax.text(0.55, 0.12, "published, not ours", transform=ax.transAxes, fontsize=20, color="0.75", ha="center",
             va="center", zorder=0)  # fmt: skip
     ax.legend(fontsize=9)
     return figure
