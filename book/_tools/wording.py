@@ -22,6 +22,8 @@ HEADINGS = {
     "top1_pre_bn": "top-1 before re-estimation (%)",
     "train_loss": "training loss",
     "oscillating_percent": "oscillating (%)",
+    "top1_gain": "gain in top-1 (points)",
+    "steps_until_constant": "steps until the scale is constant",
 }
 LETTERS = "ᵃᵇᶜᵈᵉᶠᵍʰ"
 
