@@ -9,7 +9,7 @@ import torch
 from vitq import data, zoo
 from vitq.convert import activation_quantizers, weight_quantizers
 from vitq.errors import InputError
-from vitq.papers.erq2024 import METHODS, ErqOptions, load_erq, quantize_erq, quantize_repq, save_erq
+from vitq.papers.erq2024 import METHODS, PAPER_CODE, ErqOptions, load_erq, quantize_erq, quantize_repq, save_erq
 from vitq.papers.erq2024.collect import rebatch
 
 IMAGES = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -28,7 +28,7 @@ def same(a, b):
 def test_every_weight_lies_on_a_grid_of_so_many_levels(name, method):
     model = zoo.load(name)
     before = copy.deepcopy(model.state_dict())
-    found = METHODS[method](model, IMAGES, 3, 4)
+    found = METHODS[method](model, IMAGES[:6], 3, 4)
     assert same(before, model.state_dict())
     sites = weight_quantizers(found.model)
     assert len(sites) == len(found.layers) == sum(isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))
@@ -137,6 +137,24 @@ def test_sequential_inputs_and_float_weights_or_activations():
     assert not same(state(found), state(quantize_erq(model, IMAGES)))
     assert not weight_quantizers(quantize_erq(model, IMAGES, None, 4).model)
     assert not activation_quantizers(quantize_erq(model, IMAGES, 4, None).model)
+
+
+def test_the_released_switches_have_a_level_more_and_can_be_saved(tmp_path):
+    found = quantize_erq(zoo.load("vit_micro"), IMAGES, 4, 4, **PAPER_CODE)
+    folded = found.model.blocks[0].attn.qkv.input_quantizer
+    fine = torch.linspace(-30, 30, 10_001)
+    assert folded.fractional and folded(fine).unique().numel() == 17
+    assert found.model.blocks[0].mlp.fc1.parametrizations.weight[0].outlier.sum() > 0
+    assert found.table().stuck.max() > 0
+    with torch.no_grad():
+        loaded = load_erq(save_erq(found.model, tmp_path / "model.safetensors"))
+        assert loaded(IMAGES).equal(found.model(IMAGES))
+
+
+def test_exact_gain_is_never_worse_on_a_layer_than_the_released_rule():
+    ours, theirs = (quantize_erq(zoo.load("vit_micro"), IMAGES, 3, 4, flip_rule=rule).table()
+                    for rule in ("exact_gain", "snap_code"))
+    assert (ours.error_weight_now <= theirs.error_weight_now * (1 + 1e-9)).all()
 
 
 def test_what_is_quantized():
