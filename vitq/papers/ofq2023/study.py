@@ -93,10 +93,10 @@ def parameter_rows(out: Path) -> Tensor:
 
 
 def settled(scales: Tensor) -> float:
-    """Step after which a scale never changes again, from a trace (steps, rows): the median over the rows."""
+    """Step after which a scale never changes again, from a trace (steps, rows): the mean over the rows."""
     moved = scales.diff(dim=0) != 0  # (steps - 1, rows)
     steps = torch.arange(1, len(scales))[:, None]
-    return float((moved * steps).max(0).values.float().median())
+    return float((moved * steps).max(0).values.double().mean())
 
 
 def query_key_statistics(watched: dict[str, Tensor]) -> dict[str, float | None]:
