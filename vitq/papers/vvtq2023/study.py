@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -31,7 +31,11 @@ from vitq.train.loop import TrainResult
 from vitq.train.losses import CrossEntropy, Distillation
 from vitq.train.remedies import build_remedy
 
-CALIBRATION_IMAGES = 128
+if TYPE_CHECKING:
+    import pandas
+
+CALIBRATION_IMAGES = 128  # that set the activation ranges of a training run
+EXAMINATION_IMAGES = 32  # and of a network that is examined only
 LOG_EVERY = 5
 
 
@@ -228,7 +232,7 @@ def sensitivity(job: dict) -> dict:
     """
     model, images, calibration = _examined(job)
     table = leave_one_out_sensitivity(model, images, vitq.QuantSpec.from_dict(job["spec"]), job["groups"],
-                                      calibration[:CALIBRATION_IMAGES // 4])
+                                      calibration[:EXAMINATION_IMAGES])
     return {"rows": _plain(table), "fingerprint": zoo.fingerprint(model)}
 
 
@@ -246,6 +250,7 @@ def activations(job: dict) -> dict:
     return {"rows": _plain(table), "fingerprint": zoo.fingerprint(model)}
 
 
-def _plain(table) -> list[dict]:
+def _plain(table: "pandas.DataFrame") -> list[dict]:
     """Rows of a table for JSON, NaN as None."""
-    return [{name: None if value != value else value for name, value in row.items()} for row in table.to_dict("records")]
+    rows = table.to_dict("records")
+    return [{name: None if value != value else value for name, value in row.items()} for row in rows]
