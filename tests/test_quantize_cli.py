@@ -5,9 +5,10 @@ import argparse
 import pytest
 import torch
 
+import vitq
 from vitq import quantize_cli, zoo
 from vitq.errors import InputError
-from vitq.papers.erq2024 import load_erq, quantize_erq
+from vitq.papers.erq2024 import quantize_erq
 from vitq.papers.erq2024.images import calibration_images
 
 
@@ -26,7 +27,7 @@ def test_quantize_a_network(capsys, tmp_path):
     model = zoo.load("vit_micro")
     images = calibration_images("glyphs", model, 8)
     with torch.no_grad():
-        assert load_erq(file)(images).equal(quantize_erq(model, images, 3, 4).model(images))
+        assert vitq.load(file)(images).equal(quantize_erq(model, images, 3, 4).model(images))
 
 
 def test_an_unknown_method_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""One file a quantized model: safetensors, with the architecture and the QuantSpec in its header."""
+"""One file a quantized model: safetensors, with the architecture and what was quantized in its header."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from torch import nn
 
 from vitq.errors import InputError, MissingError
 
-FORMAT = "vitq-1"
+FORMAT, ERQ_FORMAT = "vitq-1", "vitq-erq-1"  # of quantization-aware training, of post-training quantization
 
 
 def save(model: nn.Module, file: str | Path, *, name: str | None = None, **kwargs) -> Path:
@@ -36,16 +36,29 @@ def save(model: nn.Module, file: str | Path, *, name: str | None = None, **kwarg
 
 
 def load(file: str | Path) -> nn.Module:
-    """Rebuild a model written by :func:`save`, in evaluation mode, bit for bit.
+    """Rebuild a model written by :func:`save` or by ``vitq.papers.erq2024.save_erq``, in evaluation mode, bit for bit.
 
     Raises:
         MissingError: No such file.
         InputError: The file is truncated, of another program, or does not fit the architecture that it names.
     """
-    from safetensors import SafetensorError, safe_open
-
-    from vitq import zoo
     from vitq.convert import QuantSpec, quantize
+
+    header, state = read(file)
+    if header["format"] == ERQ_FORMAT:
+        from vitq.papers.erq2024.options import ErqOptions
+        from vitq.papers.erq2024.prepare import rebuild
+
+        model = rebuild(_network(header), ErqOptions.from_dict(json.loads(header["options"])))
+    else:
+        model = quantize(_network(header), QuantSpec.from_dict(json.loads(header["spec"])))
+    load_state(model, state, file)
+    return model.eval()
+
+
+def read(file: str | Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Header and tensors of a saved model; errors as in :func:`load`."""
+    from safetensors import SafetensorError, safe_open
 
     if not Path(file).is_file():
         raise MissingError(f"file={str(file)!r} does not exist")
@@ -55,12 +68,15 @@ def load(file: str | Path) -> nn.Module:
             state = {key: stream.get_tensor(key) for key in stream.keys()}
     except (SafetensorError, OSError) as error:
         raise InputError(f"file={str(file)!r} is no complete safetensors file ({error}); save it again") from None
-    if header.get("format") != FORMAT:
+    if header.get("format") not in (FORMAT, ERQ_FORMAT):
         raise InputError(f"file={str(file)!r} was not written by vitq.save (format {header.get('format')!r})")
-    model = zoo.load(header["name"], pretrained=False, **json.loads(header["arguments"]))
-    model = quantize(model, QuantSpec.from_dict(json.loads(header["spec"])))
-    load_state(model, state, file)
-    return model.eval()
+    return header, state
+
+
+def _network(header: dict[str, str]) -> nn.Module:
+    from vitq import zoo
+
+    return zoo.load(header["name"], pretrained=False, **json.loads(header["arguments"]))
 
 
 def load_state(model: nn.Module, state: dict[str, torch.Tensor], file: str | Path) -> None:

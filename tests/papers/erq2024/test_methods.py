@@ -6,10 +6,11 @@ import pytest
 import timm
 import torch
 
+import vitq
 from vitq import data, zoo
 from vitq.convert import activation_quantizers, weight_quantizers
 from vitq.errors import InputError
-from vitq.papers.erq2024 import METHODS, PAPER_CODE, ErqOptions, load_erq, quantize_erq, quantize_repq, save_erq
+from vitq.papers.erq2024 import METHODS, PAPER_CODE, ErqOptions, quantize_erq, quantize_repq, save_erq
 from vitq.papers.erq2024.collect import rebatch
 
 IMAGES = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -58,7 +59,7 @@ def test_repeated_and_parallel_runs_give_the_same_model():
 @pytest.mark.parametrize("name", ["vit_micro", "swin_micro", "mobilenet_micro"])
 def test_a_saved_model_gives_the_same_outputs(name, method, tmp_path):
     found = METHODS[method](zoo.load(name), IMAGES, 4, 4, merge=True)
-    loaded = load_erq(save_erq(found.model, tmp_path / "model.safetensors"))
+    loaded = vitq.load(save_erq(found.model, tmp_path / "model.safetensors"))
     with torch.no_grad():
         assert loaded(IMAGES).equal(found.model(IMAGES))
 
@@ -147,7 +148,7 @@ def test_the_released_switches_have_a_level_more_and_can_be_saved(tmp_path):
     assert found.model.blocks[0].mlp.fc1.parametrizations.weight[0].outlier.sum() > 0
     assert found.table().stuck.max() > 0
     with torch.no_grad():
-        loaded = load_erq(save_erq(found.model, tmp_path / "model.safetensors"))
+        loaded = vitq.load(save_erq(found.model, tmp_path / "model.safetensors"))
         assert loaded(IMAGES).equal(found.model(IMAGES))
 
 

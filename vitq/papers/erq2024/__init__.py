@@ -20,7 +20,7 @@ from vitq.papers.erq2024.moments import Moments
 from vitq.papers.erq2024.options import PAPER_CODE, ErqOptions
 from vitq.papers.erq2024.refinement import refine_rounding
 from vitq.papers.erq2024.repq import norm_pairs, reparameterize_layernorm
-from vitq.papers.erq2024.saving import load_erq, save_erq
+from vitq.papers.erq2024.saving import save_erq
 from vitq.papers.erq2024.wqer import wqer
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "aqer",
     "brute_force",
     "gptq",
-    "load_erq",
     "norm_pairs",
     "quantize_aqer",
     "quantize_erq",

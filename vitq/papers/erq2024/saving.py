@@ -5,15 +5,12 @@ from pathlib import Path
 
 from torch import nn
 
-from vitq.errors import InputError, MissingError
-from vitq.papers.erq2024.options import ErqOptions
-from vitq.papers.erq2024.prepare import rebuild
-
-FORMAT = "vitq-erq-1"
+from vitq.errors import InputError
+from vitq.saving import ERQ_FORMAT
 
 
 def save_erq(model: nn.Module, file: str | Path, *, name: str | None = None, **kwargs) -> Path:
-    """Write a model atomically: a failure leaves an older file as it was.
+    """Write a model atomically, for ``vitq.load``: a failure leaves an older file as it was.
 
     Args:
         model: ``Quantized.model`` of one of the methods.
@@ -31,35 +28,7 @@ def save_erq(model: nn.Module, file: str | Path, *, name: str | None = None, **k
     if not hasattr(model, "erq_options") or name is None:
         raise InputError("model: give one that a method of vitq.papers.erq2024 made from a model of vitq.zoo, or pass "
                          "name=...")
-    header = {"format": FORMAT, "name": name, "arguments": json.dumps(kwargs),
+    header = {"format": ERQ_FORMAT, "name": name, "arguments": json.dumps(kwargs),
               "options": json.dumps(model.erq_options.to_dict())}
     save_tensors(file, model.state_dict(), header)
     return Path(file)
-
-
-def load_erq(file: str | Path) -> nn.Module:
-    """Rebuild a model written by :func:`save_erq`, in evaluation mode, bit for bit.
-
-    Raises:
-        MissingError: No such file.
-        InputError: The file is truncated, of another program, or does not fit the architecture that it names.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    from vitq import zoo
-    from vitq.saving import load_state
-
-    if not Path(file).is_file():
-        raise MissingError(f"file={str(file)!r} does not exist")
-    try:
-        with safe_open(str(file), "pt") as stream:
-            header = stream.metadata() or {}
-            state = {key: stream.get_tensor(key) for key in stream.keys()}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"file={str(file)!r} is no complete safetensors file ({error}); save it again") from None
-    if header.get("format") != FORMAT:
-        raise InputError(f"file={str(file)!r} was not written by save_erq (format {header.get('format')!r})")
-    model = zoo.load(header["name"], pretrained=False, **json.loads(header["arguments"]))
-    model = rebuild(model, ErqOptions.from_dict(json.loads(header["options"])))
-    load_state(model, state, file)
-    return model.eval()
