@@ -4,10 +4,8 @@ import json
 import os
 import shutil
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from vitq import cli, collect
 from vitq.errors import MissingError
@@ -20,17 +18,10 @@ NAME = "nagel_imagenet_t6_mobilenetv2_w3a3_freeze"
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, draw_folder):
     """`params/` with one row of two seeds, made small, and `full/NAME/seed-0`, `seed-1`, finished."""
     root = tmp_path_factory.mktemp("collect")
-    random = np.random.default_rng(0)
-    for split, count in (("train", 5), ("val", 3)):
-        for i in range(2):
-            folder = root / "images" / split / f"n0144076{i}"
-            folder.mkdir(parents=True)
-            for j in range(count):
-                pixels = random.integers(60 * i, 120 + 60 * i, (36, 40, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{j}.JPEG")
+    draw_folder(root / "images", (5, 5), (3, 3), size=(36, 40), grow=0)
     content = yaml.safe_load((rows.folder().parent / "smoke" / "nagel_imagenet.yml").read_text())
     content["config"] |= {"scale": "full", "train": content["config"]["train"] | {"epochs": 1, "device": "cpu"}}
     content["seeds"] = [0, 1]

@@ -15,15 +15,8 @@ ALL = {"auto_augment": "rand-m9-mstd0.5-inc1", "erasing": 0.25, "interpolation":
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for split in ("train", "val"):
-        for c in range(3):
-            (root / split / f"n0{c}").mkdir(parents=True)
-            for i in range(8):
-                pixels = random.integers(0, 255, (40, 48, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / f"n0{c}" / f"{i}.png")
-    return root
+def folder(tmp_path_factory, draw_folder):
+    return draw_folder(tmp_path_factory.mktemp("images"), (8, 8, 8), (8, 8, 8), size=(40, 48), grow=0, suffix="png")
 
 
 @pytest.fixture

@@ -1,20 +1,51 @@
 """An ImageNet-shaped folder of drawn pictures: enough to run the code of the full notebook."""
 
-import numpy as np
+import os
+import subprocess
+import sys
+import time
+
+import psutil
 import pytest
-from PIL import Image
 
 
 @pytest.fixture(scope="session")
-def imagenet_folder(tmp_path_factory):
+def imagenet_folder(tmp_path_factory, draw_folder):
     """`train/` and `val/` with 2 classes of 8 and 4 JPEG files each."""
-    root = tmp_path_factory.mktemp("imagenet")
-    random = np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 4)):
-        for name, level in (("n01440764", 60), ("n01443537", 190)):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = np.clip(random.normal(level, 40, (72, 96, 3)), 0, 255).astype("uint8")
-                Image.fromarray(pixels).save(folder / f"{name}_{i}.JPEG")
-    return root
+    return draw_folder(tmp_path_factory.mktemp("imagenet"), (8, 8), (4, 4), size=(72, 96), grow=0)
+
+
+class FullRun:
+    """The notebook of the full runs as a process of its own, started on a smoke file and killed while it trains."""
+
+    def __init__(self, notebook, smoke, data):
+        self.notebook, self.smoke, self.data = notebook, smoke, data
+
+    def start(self, folder):
+        """Run the notebook with everything that it writes in `folder`."""
+        command = [sys.executable, "-m", "vitq.cli", "run", str(self.notebook), "-q", "-f", str(self.smoke), "-o",
+                   str(folder / "out.ipynb"), "-p", "data_path", str(self.data), "-p", "out", str(folder / "run"),
+                   "-p", "record", str(folder / "record.json")]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    @staticmethod
+    def kill_training(process, run, step, limit=200):
+        """SIGKILL to the training process (a child of torchrun) once it has passed a step; returns the output."""
+        log, deadline = run / "seed-0" / "metrics.jsonl", time.monotonic() + limit
+        while not log.is_file() or sum('"train"' in line for line in log.read_text().splitlines()) < step:
+            assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+            time.sleep(0.005)
+        found = [child for child in psutil.Process(process.pid).children(recursive=True)
+                 if "--out" in child.cmdline() and "torch.distributed.run" not in child.cmdline()]
+        assert len(found) == 1, found
+        found[0].kill()
+        output = process.communicate(timeout=100)[0]
+        assert process.returncode == 1
+        return output
+
+
+@pytest.fixture(scope="session")
+def full_run():
+    """The class `FullRun`."""
+    return FullRun

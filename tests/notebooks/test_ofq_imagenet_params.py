@@ -4,18 +4,11 @@ import csv
 import dataclasses
 import hashlib
 import json
-import os
-import subprocess
-import sys
-import time
 
 import nbformat
-import numpy as np
-import psutil
 import pytest
 import torch
 from contents import ROOT
-from PIL import Image
 
 import vitq
 from vitq import comparison
@@ -187,51 +180,21 @@ def test_committed_notebook_shows_the_row_and_says_that_it_was_not_run():
 
 
 @pytest.fixture(scope="module")
-def shaped_folder(tmp_path_factory):
-    """ImageNet-shaped: 2 classes of odd numbers of JPEG files."""
-    root, random = tmp_path_factory.mktemp("shaped"), np.random.default_rng(0)
-    for split, counts in (("train", (11, 14)), ("val", (3, 4))):
-        for number, count in enumerate(counts):
-            folder = root / split / f"n0144076{number}"
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = np.clip(random.normal(60 + 70 * number, 40, (71 + i, 97, 3)), 0, 255).astype("uint8")
-                Image.fromarray(pixels).save(folder / f"{i}.JPEG")
-    return root
-
-
-def start(shaped_folder, folder):
-    command = [sys.executable, "-m", "vitq.cli", "run", str(NOTEBOOK), "-q", "-f", str(SMOKE), "-o",
-               str(folder / "out.ipynb"), "-p", "data_path", str(shaped_folder), "-p", "out", str(folder / "run"),
-               "-p", "record", str(folder / "record.json")]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
-def kill_training(process, run, step):
-    """SIGKILL to the training process (a child of torchrun) once it has passed a step."""
-    log, deadline = run / "seed-0" / "metrics.jsonl", time.monotonic() + 200
-    while not log.is_file() or sum('"train"' in line for line in log.read_text().splitlines()) < step:
-        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
-        time.sleep(0.005)
-    found = [child for child in psutil.Process(process.pid).children(recursive=True)
-             if "--out" in child.cmdline() and "torch.distributed.run" not in child.cmdline()]
-    assert len(found) == 1, found
-    found[0].kill()
-    process.communicate(timeout=100)
-    assert process.returncode == 1
+def shaped(tmp_path_factory, draw_folder, full_run):
+    """The notebook on an ImageNet-shaped folder: 2 classes of odd numbers of JPEG files of odd sizes."""
+    return full_run(NOTEBOOK, SMOKE, draw_folder(tmp_path_factory.mktemp("shaped"), (11, 14), (3, 4)))
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_both_stages_ends_with_the_same_records(shaped_folder, tmp_path):
+def test_a_run_killed_in_both_stages_ends_with_the_same_records(shaped, tmp_path):
     folders = {name: tmp_path / name for name in ("whole", "killed")}
     for folder in folders.values():
         folder.mkdir()
     for stage in ("ofq_imagenet_stage1", "run"):
-        kill_training(start(shaped_folder, folders["killed"]), folders["killed"] / stage, 3)
+        shaped.kill_training(shaped.start(folders["killed"]), folders["killed"] / stage, 3)
         assert not (folders["killed"] / stage / "seed-0" / "result.json").exists()
     assert (folders["killed"] / "ofq_imagenet_stage1" / "seed-0" / "result.json").exists()
-    both = [start(shaped_folder, folder) for folder in folders.values()]
+    both = [shaped.start(folder) for folder in folders.values()]
     for process in both:
         output = process.communicate(timeout=200)[0]
         assert process.returncode == 0, output

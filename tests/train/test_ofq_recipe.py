@@ -6,10 +6,8 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 from safetensors.torch import load_file
 
 from vitq.train import RunConfig
@@ -26,15 +24,8 @@ runpy.run_module("vitq.train", run_name="__main__")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for split in ("train", "val"):
-        for c in range(2):
-            (root / split / f"n0{c}").mkdir(parents=True)
-            for i in range(13):
-                pixels = random.integers(90 * c, 90 * c + 160, (40, 44, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / f"n0{c}" / f"{i}.png")
-    return root
+def folder(tmp_path_factory, draw_folder):
+    return draw_folder(tmp_path_factory.mktemp("images"), (13, 13), (13, 13), size=(40, 44), grow=0, suffix="png")
 
 
 @pytest.fixture
