@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from .errors import InputError, MissingError
 
@@ -30,11 +31,18 @@ def _quantize(given: argparse.Namespace) -> int:
     import torch
 
     from . import zoo
+    from .numerics import check_bits
     from .papers.erq2024 import METHODS, save_erq
-    from .papers.erq2024.images import calibration_images
+    from .papers.erq2024.images import calibration_images, check_source
 
     if given.method not in METHODS:
         raise InputError(f"method={given.method!r}: choose one of {', '.join(METHODS)}")
+    check_bits("wbits", given.wbits), check_bits("abits", given.abits)
+    if not given.coe >= 0:
+        raise InputError(f"coe={given.coe!r}: give a positive number")
+    check_source(given.images, given.count)
+    if not Path(given.out).absolute().parent.is_dir():
+        raise MissingError(f"out={given.out!r}: there is no folder {Path(given.out).absolute().parent}; make it first")
     if given.device != "cpu" and not torch.cuda.is_available():
         raise MissingError(f"device={given.device!r}: no such device here; use cpu")
     sized = {} if given.image_size is None else {"image_size": given.image_size}

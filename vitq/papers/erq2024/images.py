@@ -25,15 +25,30 @@ def calibration_images(source: str | Path, model: nn.Module, count: int = 32, se
         InputError: The folder holds fewer images, or one that cannot be read.
         MissingError: There is no such folder.
     """
-    if count < 1:
-        raise InputError(f"count={count!r}: give at least one image")
+    files = check_source(source, count)
     size = _size(model)
     if str(source) in EMBEDDED:
         from vitq import data
 
         found = data.load(str(source), "train", size=size, images=count, seed=seed).for_model(model)
         return found.normalize(found.images)
-    return _from_folder(Path(source).expanduser(), model, size, count, seed)
+    return _read(files, model, size, count, seed)
+
+
+def check_source(source: str | Path, count: int) -> list[Path]:
+    """The image files of a folder, in order; none for an embedded set. Errors as in :func:`calibration_images`."""
+    if count < 1:
+        raise InputError(f"count={count!r}: give at least one image")
+    if str(source) in EMBEDDED:
+        return []
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise MissingError(f"images={str(source)!r}: there is no such folder; give one with images, or one of "
+                           f"{', '.join(EMBEDDED)}")
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if len(files) < count:
+        raise InputError(f"images={str(source)!r} holds {len(files)} images, fewer than the {count} that are asked for")
+    return files
 
 
 def _size(model: nn.Module) -> int:
@@ -42,16 +57,10 @@ def _size(model: nn.Module) -> int:
     return size[0] if isinstance(size, (tuple, list)) else size
 
 
-def _from_folder(folder: Path, model: nn.Module, size: int, count: int, seed: int) -> Tensor:
+def _read(files: list[Path], model: nn.Module, size: int, count: int, seed: int) -> Tensor:
     from PIL import Image, UnidentifiedImageError
     from timm.data import create_transform, resolve_model_data_config
 
-    if not folder.is_dir():
-        raise MissingError(f"images={str(folder)!r}: there is no such folder; give one with images, or one of "
-                           f"{', '.join(EMBEDDED)}")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
-    if len(files) < count:
-        raise InputError(f"images={str(folder)!r} holds {len(files)} images, fewer than the {count} that are asked for")
     chosen = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))[:count]
     config = resolve_model_data_config(model) | {"input_size": (3, size, size)}
     transform = create_transform(**config, is_training=False)
