@@ -103,10 +103,13 @@ def _train(given: argparse.Namespace) -> int:
         return 0
     import json
 
-    from .train import RunConfig, run
+    from .train import RunConfig, run, stop
 
     changes = {} if given.limit_batches is None else {"limit_batches": given.limit_batches}
-    print(json.dumps(run(RunConfig.from_yaml(given.config, **changes), given.out)["metrics"]))
+    config = RunConfig.from_yaml(given.config, **changes)
+    with stop.listening():
+        result = run(config, given.out)
+    print(json.dumps(result["metrics"]))
     return 0
 
 

@@ -24,12 +24,13 @@ from typing import Any
 from . import environment, parameters, provenance
 from .errors import InputError, MissingError
 from .files import write_text
-from .processes import RunFailed, clean_environment, end_marked, end_with_parent, torchrun
+from .processes import RunFailed, clean_environment, end_marked, end_with_parent, stop_jobs, torchrun
 from .workers import SweepError, sweep
 
 __all__ = ["RunFailed", "RunResult", "SweepError", "clean_environment", "run_notebook", "sweep", "torchrun"]
 
 _MARK = "VITQ_RUN"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _DATA_VARIABLES = {"imagenet": "VITQ_IMAGENET", "coco": "VITQ_COCO"}
 
 
@@ -173,7 +174,7 @@ def _supervised(command: Sequence[str], log: Any, tick: Callable[[], None]) -> i
     """Run a command, calling `tick` now and then; a signal to this process, or its end, ends all that it started."""
     mark = uuid.uuid4().hex
     received: list[int] = []
-    before = {number: _handle(number, received) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    before = {number: _handle(number, received) for number in _SIGNALS}
     process = subprocess.Popen(
         command,
         stdout=log,
@@ -188,6 +189,8 @@ def _supervised(command: Sequence[str], log: Any, tick: Callable[[], None]) -> i
             time.sleep(0.1)
             tick()
     finally:
+        if received:
+            stop_jobs(_MARK, mark)
         end_marked(_MARK, mark)
         process.wait()
         for number, handler in before.items():
@@ -248,8 +251,9 @@ def _joined(outputs: list[dict]) -> list[dict]:
 
 def _failure(path: Path, working: Path, code: int, log: str) -> RunFailed:
     where = f"; the executed part is in {working}" if working.is_file() else ""
-    if code in (128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGHUP):
-        return RunFailed(f"{path} was interrupted by {signal.Signals(code - 128).name}{where}", code)
+    if code - 128 in _SIGNALS:
+        name = signal.Signals(code - 128).name
+        return RunFailed(f"{path} was interrupted by {name}{where}", 143 if name == "SIGUSR1" else code)
     name, value, place = _cell_error(working)
     if name:
         known = {"InputError": 2, "MissingError": 3}

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,29 @@ def end_marked(name: str, value: str, grace: float = 5.0) -> None:
         _end(found, grace)
 
 
+def stop_jobs(name: str, value: str, grace: float = 40.0) -> None:
+    """Ask every torchrun among the processes with `name` set to `value` to end, and wait until it has.
+
+    Its ranks write a checkpoint first. To end all processes at once would take their readers of images away.
+    """
+    import psutil
+
+    found = [process for process in psutil.process_iter() if _environment(process).get(name) == value]
+    jobs = [process for process in found if "torch.distributed.run" in _command(process)]
+    for process in jobs:
+        _signal(process, signal.SIGTERM)
+    psutil.wait_procs(jobs, timeout=grace)
+
+
+def _command(process: Any) -> list[str]:
+    import psutil
+
+    try:
+        return process.cmdline()
+    except (psutil.Error, OSError):
+        return []
+
+
 def _environment(process: Any) -> dict[str, str]:
     import psutil
 
@@ -115,7 +140,8 @@ def torchrun(args: Sequence[str], nproc: int = 1, env: Mapping[str, str] | None 
 
     Raises:
         InputError: `nproc` is not a positive integer.
-        RunFailed: the job failed; its exit status is in `code`.
+        RunFailed: the job failed; its exit status is in `code`, 143 after a SIGTERM or SIGUSR1 to this process, which
+            the job has up to 30 seconds to answer by a checkpoint.
     """
     if isinstance(nproc, bool) or not isinstance(nproc, int) or nproc < 1:
         raise InputError(f"nproc must be a positive integer, not {nproc!r}")
@@ -135,15 +161,43 @@ def torchrun(args: Sequence[str], nproc: int = 1, env: Mapping[str, str] | None 
         bufsize=1,
     )
     try:
-        for line in process.stdout:
-            print(line, end="", flush=True)
-        code = process.wait()
+        with _passed_on(process) as received:
+            for line in process.stdout:
+                if not received or line.startswith(("stopped", "error", "warning")):  # no traceback of torchrun's end
+                    print(line, end="", flush=True)
+            code = process.wait()
     finally:
         end_tree(process.pid)
         provenance.collect(Path(report))
         os.unlink(report)
+    if received and code != 0:
+        name = signal.Signals(received[0]).name
+        raise RunFailed(f"torchrun {' '.join(args)} was stopped by {name}; the same command goes on",
+                        128 + signal.SIGTERM)  # fmt: skip
     if code != 0:
         raise RunFailed(f"torchrun {' '.join(args)} failed with status {code}", code if code > 0 else 128 - code)
+
+
+@contextmanager
+def _passed_on(process: subprocess.Popen) -> Iterator[list[int]]:
+    """Pass SIGTERM and SIGUSR1 on, once and as SIGTERM, which torchrun understands; gives those received.
+
+    Outside the main thread, and where somebody else handles SIGTERM, nothing is changed.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if not received:
+            process.send_signal(signal.SIGTERM)
+        received.append(number)
+
+    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)} if mine else {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run_reported(args: list[str]) -> None:

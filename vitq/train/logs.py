@@ -18,12 +18,16 @@ class MetricsLog:
     Args:
         path: file to append to; None to keep the history in memory only.
         step: a run that resumes at this step drops later lines, which it is about to write again.
+        evaluation_due: it is about to evaluate at this step again, too.
     """
 
-    def __init__(self, path: Path | None, step: int = 0):
+    def __init__(self, path: Path | None, step: int = 0, evaluation_due: bool = False):
         self.path, self.history = path, []
         if path is not None:
             self.history = [line for line in _read(path) if line["step"] <= step] if step else []
+            if evaluation_due:
+                again = ("evaluation", step)
+                self.history = [line for line in self.history if (line["event"], line["step"]) != again]
             path.parent.mkdir(parents=True, exist_ok=True)
             aside = path.with_name(f".tmp-{path.name}")
             aside.write_text("".join(json.dumps(line) + "\n" for line in self.history))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vitq.errors import InputError
-from vitq.train import checkpoints, continuation, diagnosis, snapshot
+from vitq.train import checkpoints, continuation, diagnosis, snapshot, stop
 from vitq.train.callbacks import Callback, CallbackList, TrainState
 from vitq.train.config import TrainConfig
 from vitq.train.evaluation import evaluate as evaluate_on
@@ -68,6 +68,7 @@ def fit(model: nn.Module, train_data: Any, config: TrainConfig, *, callbacks: It
         InputError: wrong data, a folder that holds another run or is in use, unreadable checkpoints, or a loss that
             is not finite.
         MissingError: no such device, or a disk that is full.
+        Stopped: a signal came within `stop.listening`; with `out`, a checkpoint of the step is written.
     """
     if not isinstance(config, TrainConfig):
         raise InputError(f"config={config!r}: give a vitq.train.TrainConfig")
@@ -112,6 +113,7 @@ class _Run:
             self.loss.to(ranks.device)
         self.losses = torch.zeros(min(total, max(len(self.source), config.log_every)), device=ranks.device)
         self.seconds, self.saved, self.final, self.start = 0.0, None, {}, None
+        self.evaluation_due = False  # of the step of the checkpoint that the run goes on from
 
     def train(self, identity: str) -> TrainResult:
         self.identity, state = identity, self.state
@@ -121,12 +123,13 @@ class _Run:
         self.callbacks.on_start(state)
         self._resume()
         writes = self.out is not None and self.ranks.main
-        self.log = MetricsLog(self.out / "metrics.jsonl" if writes else None, state.step)
+        self.log = MetricsLog(self.out / "metrics.jsonl" if writes else None, state.step, self.evaluation_due)
         self.began = time.monotonic() - self.seconds
         if not self.final:
             progress = Progress(state.total_steps, state.step, self.ranks.main)
             try:
-                self._loop(progress)
+                with stop.patience():
+                    self._loop(progress)
             finally:
                 progress.close()
             self._finish()
@@ -135,8 +138,11 @@ class _Run:
     def _loop(self, progress: Progress) -> None:
         config, state, per_epoch = self.config, self.state, len(self.source)
         step = TrainingStep(self.model, self.loss, self.callbacks, state, config, self.ranks)
+        vote = stop.Vote(self.ranks)
         checkpoint_every, evaluate_every = (
             per_epoch if every is None else every for every in (config.checkpoint_every, config.evaluate_every))
+        if self.evaluation_due:
+            self._evaluate()
         while state.step < state.total_steps:
             state.epoch, start = divmod(state.step, per_epoch)
             for images, labels in self.source.iterate(state.epoch, start):
@@ -148,13 +154,17 @@ class _Run:
                 last = state.step == state.total_steps
                 if last or state.step % config.log_every == 0:
                     progress.describe(self._log(images, rate))
-                if last:
-                    return
-                if evaluate_every and state.step % evaluate_every == 0:
-                    self._evaluate()
-                if self.out is not None and checkpoint_every and state.step % checkpoint_every == 0:
+                self.evaluation_due = bool(evaluate_every) and state.step % evaluate_every == 0 and not last
+                asked = vote.stop(last)
+                if self.out is not None and (asked or (checkpoint_every and state.step % checkpoint_every == 0)):
                     self._check(images)
                     self._save()
+                if asked:
+                    raise stop.stopped(self.saved)
+                if last:
+                    break
+                if self.evaluation_due:
+                    self._evaluate()
 
     def _log(self, images: torch.Tensor, rate: float) -> float:
         loss = self._mean_loss(self.config.log_every)
@@ -169,7 +179,8 @@ class _Run:
     def _evaluate(self) -> dict[str, float]:
         self.ranks.average_batch_norm(self.model)
         self.callbacks.before_evaluation(self.state)
-        metrics = {} if self.evaluate is None else dict(self.evaluate(self.model))
+        with stop.patience(False):
+            metrics = {} if self.evaluate is None else dict(self.evaluate(self.model))
         self.model.train()
         metrics |= {name: float(value) for name, value in self.callbacks.metrics().items()}
         self.log.write(event="evaluation", step=self.state.step, epoch=self.state.epoch, **metrics)
@@ -200,7 +211,8 @@ class _Run:
         if self.out is not None and self.ranks.main:
             tensors, meta = snapshot.take(self.model, self.state.optimizers, self.callbacks, rngs)
             meta |= {"identity": self.identity, "seconds": time.monotonic() - self.began, "final": self.final,
-                     "epoch": self.state.epoch, "batch": self.state.step % len(self.source)}
+                     "epoch": self.state.epoch, "batch": self.state.step % len(self.source),
+                     "evaluation_due": self.evaluation_due}
             self.saved = str(checkpoints.save_checkpoint(
                 self.out / "checkpoints", self.state.step, tensors | {"losses": self.losses}, meta))
         self.ranks.wait()
@@ -216,4 +228,5 @@ class _Run:
         snapshot.restore(tensors, meta, self.model, self.state.optimizers, self.callbacks, self.ranks.index)
         self.losses.copy_(tensors["losses"])
         self.state.step, self.seconds, self.final = meta["step"], meta["seconds"], meta["final"]
+        self.evaluation_due = meta.get("evaluation_due", False)
         self.state.epoch, self.saved = meta["epoch"], str(self.out / "checkpoints" / f"step-{meta['step']:010d}")
