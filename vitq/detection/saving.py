@@ -1,0 +1,80 @@
+"""One file a detector: safetensors, with the configuration in its header."""
+
+import json
+from pathlib import Path
+
+from torch import nn
+
+from vitq.errors import InputError, MissingError
+
+FORMAT = "vitq-detector-1"
+
+
+def save(model: nn.Module, file: str | Path, **notes: str) -> Path:
+    """Write a float detector atomically.
+
+    Args:
+        model: The detector.
+        file: Path of the ``.safetensors`` file.
+        notes: Further text for the header, e.g. ``classes``.
+
+    Raises:
+        MissingError: The file cannot be written; an older one stays as it was.
+    """
+    from vitq.train.checkpoints import save_tensors
+
+    header = {"format": FORMAT, "config": json.dumps(model.config.to_dict()), **notes}
+    save_tensors(file, model.state_dict(), header)
+    return Path(file)
+
+
+def read_header(file: str | Path) -> dict[str, str]:
+    """Configuration and notes of a file, as text.
+
+    Raises:
+        MissingError: No such file.
+        InputError: It is of another program.
+    """
+    return _read(file)[0]
+
+
+def load_into(model: nn.Module, file: str | Path) -> None:
+    """Load the tensors of a file of :func:`save` into a detector of the same structure.
+
+    Raises:
+        MissingError: No such file.
+        InputError: It is of another program, truncated, or of another structure.
+    """
+    from vitq.saving import load_state
+
+    header, state = _read(file)
+    if json.loads(header["config"]) != json.loads(json.dumps(model.config.to_dict())):
+        raise InputError(f"file={str(file)!r} holds a detector of another configuration, {header['config']}")
+    load_state(model, state, file)
+
+
+def open_saved(file: str | Path) -> nn.Module:
+    """Rebuild a detector written by :func:`save`, in evaluation mode."""
+    from vitq.detection.config import DetectorConfig
+    from vitq.detection.model import Detector
+
+    model = Detector(DetectorConfig.from_dict(json.loads(read_header(file)["config"]))).eval()
+    load_into(model, file)
+    return model
+
+
+def _read(file: str | Path) -> tuple[dict[str, str], dict]:
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(file).is_file():
+        raise MissingError(f"file={str(file)!r} does not exist")
+    try:
+        with safe_open(str(file), "pt") as stream:
+            header = stream.metadata() or {}
+            state = {key: stream.get_tensor(key) for key in stream.keys()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"file={str(file)!r} is no complete safetensors file ({error}); save it again") from None
+    if header.get("format") != FORMAT:
+        raise InputError(f"file={str(file)!r} was not written by vitq.detection.save "
+                         f"(format {header.get('format')!r})")
+    return header, state
