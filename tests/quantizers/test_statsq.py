@@ -90,3 +90,8 @@ def test_occupancy_of_smooth_densities(density, bits, half, entropy, error):
     if error:
         assert found["relative_error"] == pytest.approx(error, rel=0.02)
         assert found["clipped"] == pytest.approx(0.1105, abs=0.001)
+
+
+def test_one_scale_for_the_whole_tensor_is_that_of_one_long_row():
+    weight = torch.randn(6, 10, generator=torch.Generator().manual_seed(4))
+    assert StatsQ(3, channel_axis=None)(weight).equal(StatsQ(3)(weight.reshape(1, -1)).reshape(6, 10))
