@@ -4,13 +4,14 @@ import argparse
 import csv
 import io
 import math
+import re
 import sys
 from pathlib import Path
 
 from vitq.errors import InputError, MissingError
 from vitq.files import write_text
 from vitq.train import rows
-from vitq.train.cost import Speed, count, estimate
+from vitq.train.cost import Cost, Speed, count, estimate
 from vitq.train.roofline import A100
 from vitq.train.rows import Row
 from vitq.train.run_config import RunConfig
@@ -29,12 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     paper = Path(given.out).stem.removesuffix(LIST)
     try:
-        found = map(rows.read, sorted(Path(given.folder).glob("*.yml")))
+        found = [rows.read(file) for file in parameter_files(given.folder)]
         found = [row for row in found if _paper(row) == paper]
         if not found:
             raise MissingError(f"folder={given.folder!r}: there is no parameter file of {paper}")
         known: dict[tuple, Speed] = {}
-        lines = [line(row, speed_of(row.config, known)) for row in found]
+        lines = [line(row, cost_of(row, known)) for row in found]
         write_text(given.out, as_csv(lines))
         if given.readme:
             write_text(given.readme, with_table(Path(given.readme).read_text(encoding="utf-8"), lines, paper))
@@ -46,10 +47,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def line(row: Row, speed: Speed) -> dict[str, str]:
-    """One row of the list."""
+def parameter_files(folder: Path | str) -> list[Path]:
+    """The files of training runs in a folder; other full jobs have no `config` of a run."""
+    files = sorted(Path(folder).glob("*.yml"))
+    return [file for file in files if re.search(r"^config:", file.read_text(encoding="utf-8"), re.MULTILINE)]
+
+
+def line(row: Row, cost: Cost | None) -> dict[str, str]:
+    """One row of the list; without a cost its three columns are empty."""
     status, _, reason = rows.status(row).partition(": ")
-    cost, main = estimate(row.config, speed, seeds=len(row.seeds)), row.main
+    main = row.main
     paper = rows.published_top1(row) or {"value": math.nan, "source": ""}
     return {
         "run": row.name.partition("_imagenet_")[2] or row.name, "file": row.name,
@@ -57,10 +64,15 @@ def line(row: Row, speed: Speed) -> dict[str, str]:
         "method": main["method"], "setting": main["setting"], "bits": main["bits"],
         "published top-1": "" if math.isnan(paper["value"]) else f"{paper['value']:g}", "source": paper["source"],
         "epochs": str(row.config.train.total_steps(1)),
-        "seeds": str(len(row.seeds)), "GPU hours": f"{cost.device_hours:.0f}",
-        "memory in GB": f"{cost.memory_gb:.0f}", "disk in GB": f"{cost.disk_gb:.1f}", "status": status,
-        "reason": reason,
+        "seeds": str(len(row.seeds)), "GPU hours": f"{cost.device_hours:.0f}" if cost else "",
+        "memory in GB": f"{cost.memory_gb:.0f}" if cost else "", "disk in GB": f"{cost.disk_gb:.1f}" if cost else "",
+        "status": status, "reason": reason,
     }
+
+
+def cost_of(row: Row, known: dict[tuple, Speed]) -> Cost:
+    """Estimated cost of all seeds of a row on one A100."""
+    return estimate(row.config, speed_of(row.config, known), seeds=len(row.seeds))
 
 
 def speed_of(config: RunConfig, known: dict[tuple, Speed]) -> Speed:
