@@ -164,3 +164,31 @@ def test_import_is_light():
     code = "import torch, sys; before = set(sys.modules); import vitq; new = set(sys.modules) - before; print(*new)"
     new = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"timm", "pandas", "matplotlib", "sklearn", "accelerate"} & set(new)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet"])
+def test_a_network_of_features_has_no_last_layer(name):
+    torch.manual_seed(0)
+    features = timm.create_model(name, num_classes=0)
+    bits = [s.quantizer.bits for s in vitq.weight_quantizers(vitq.quantize(features, vitq.QuantSpec(3, 4))).values()]
+    assert bits[0] == 8 and set(bits[1:]) == {3}
+    image = 160 if "vit" in name else 64
+    model = vitq.calibrate(vitq.quantize(features, vitq.QuantSpec(3, 4)), [torch.randn(2, 3, image, image)])
+    assert {q.bits for q in activation_quantizers(model).values()} == {4}
+
+
+@pytest.mark.parametrize(("wrong", "complaint"), [
+    ({"weight_scales": "head"}, "weight_scales='head' needs query_key='separate'"),
+    ({"weight_scales": "head", "query_key": "separate"}, "lsq has no scale a head; use weight='mdq'"),
+    ({"weight_scales": "row"}, "weight_scales='row'"),
+    ({"gelu_offset": True}, "gelu_offset=True: lsq learns no such offset"),
+])  # fmt: skip
+def test_scales_that_a_quantizer_has_not_are_refused(wrong, complaint):
+    with pytest.raises(InputError, match=complaint):
+        vitq.QuantSpec(3, 3, **wrong)
+
+
+def test_a_spec_written_before_these_fields_means_the_same():
+    old = vitq.QuantSpec(3, 4, query_key="separate").to_dict()
+    del old["weight_scales"], old["gelu_offset"]
+    assert vitq.QuantSpec.from_dict(old) == vitq.QuantSpec(3, 4, query_key="separate")

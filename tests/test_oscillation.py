@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from vitq import QuantSpec, calibrate, zoo
 from vitq.errors import InputError
-from vitq.oscillation import OscillationTracker, boundary_range, distance_to_code
+from vitq.oscillation import OscillationTracker, OscillationTracking, boundary_range, distance_to_code
+from vitq.papers.vvtq2023 import leave_one_out
 from vitq.quantizers import LSQ
+from vitq.train.callbacks import TrainState
 
 CODES = [0, 1, 0, 1, 0, 0, 2, 3, 1]
 
@@ -73,6 +76,21 @@ def test_wrong_arguments():
     tracker.update(torch.zeros(3, dtype=torch.int8))
     with pytest.raises(InputError, match="shape"):
         tracker.update(torch.zeros(4, dtype=torch.int8))
+
+
+def test_what_is_left_in_floating_point_is_not_counted():
+    model = calibrate(leave_one_out(zoo.load("vit_micro"), QuantSpec(2, 2), "head 1"), [torch.randn(2, 3, 32, 32)])
+    remedy = OscillationTracking(momentum=0.5)
+    remedy.on_start(TrainState(model, torch.device("cpu"), 10))
+    assert sum(remedy.weights.sizes) - remedy.weights.count == 4 * 4 * 64 * 16  # 4 layers with 4 such weights
+    quantizer = model.blocks[0].attn.query.parametrizations.weight[0]
+    with torch.no_grad():
+        for step in range(4):  # every code of this weight swings to and fro
+            model.blocks[0].attn.query.parametrizations.weight.original.copy_(quantizer.scale * (step % 2))
+            remedy.after_step(None)
+    frequency = remedy.frequencies()["blocks.0.attn.query"]
+    assert (frequency[16:32] == 0).all() and (frequency[:16] > 0.4).all() and (frequency[32:] > 0.4).all()
+    assert remedy.metrics()["oscillating"].item() == pytest.approx(48 * 64 / remedy.weights.count)
 
 
 def test_boundary_range_holds_internal_thresholds_only():

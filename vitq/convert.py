@@ -18,6 +18,7 @@ __all__ = ["QuantSpec", "ComputedWeight", "WeightSite", "activation_quantizers",
 
 LAYERS = (nn.Conv2d, nn.Linear)
 INPUT = "input_quantizer"
+HEAD_AXES = {"query": 0, "key": 0, "value": 0, "proj": 1}  # of attention's layers: the axis that the heads divide
 
 
 class ComputedWeight(nn.Module):
@@ -82,8 +83,11 @@ def _quantize_input(module: nn.Module, args: tuple) -> tuple:
 
 
 def _first_and_last(model: nn.Module, names: list[str]) -> tuple[str, set[str]]:
+    """First layer and last layers; a network that gives features, its classifier being an identity, has no last one."""
     heads = model.get_classifier() if hasattr(model, "get_classifier") else None
     heads = heads if isinstance(heads, (tuple, list)) else (heads,)
+    if all(isinstance(head, nn.Identity) for head in heads):
+        return names[0], set()
     return names[0], {n for n in names if any(model.get_submodule(n) is head for head in heads)} or {names[-1]}
 
 
@@ -147,6 +151,8 @@ def quantize(model: nn.Module, spec: QuantSpec) -> nn.Module:
         module = model.get_submodule(name)
         if weight_bits is not None:
             quantizer = spec.weight_quantizer(weight_bits, name == first or name in last)
+            if spec.weight_scales == "head":
+                _divide_by_heads(model, name, quantizer)
             set_weight_range(name, module.weight, quantizer)
             parametrize.register_parametrization(module, "weight", quantizer)
         if act_bits is not None and not _shares_input(model, name):
@@ -164,6 +170,14 @@ def _shares_input(model: nn.Module, name: str) -> bool:
     return own in ("query", "key", "value") and getattr(model.get_submodule(parent), "form", "fused") != "fused"
 
 
+def _divide_by_heads(model: nn.Module, name: str, quantizer: Quantizer) -> None:
+    """Give the weight of an attention layer one scale a head."""
+    parent, _, own = name.rpartition(".")
+    heads = getattr(model.get_submodule(parent), "num_heads", None)
+    if heads is not None and own in HEAD_AXES:
+        quantizer.set_heads(heads, HEAD_AXES[own])
+
+
 def _input_quantizer(model: nn.Module, name: str, bits: int, spec: QuantSpec, site: str) -> Quantizer:
     module, options = model.get_submodule(name), {}
     if isinstance(module, nn.Conv2d) and site == "linear":
@@ -172,8 +186,11 @@ def _input_quantizer(model: nn.Module, name: str, bits: int, spec: QuantSpec, si
         from vitq.convert_attention import input_site
 
         options = input_site(model, name)
-    unsigned = spec.unsigned_gelu and name.endswith(".mlp.fc2")
-    return spec.act_quantizer(bits, False if unsigned else None, site, **options)
+    after_gelu = name.endswith(".mlp.fc2")
+    quantizer = spec.act_quantizer(bits, False if spec.unsigned_gelu and after_gelu else None, site, **options)
+    if spec.gelu_offset and after_gelu:
+        quantizer.add_offset()
+    return quantizer
 
 
 def set_weight_range(name: str, weight: Tensor, quantizer: Quantizer) -> None:
@@ -183,6 +200,8 @@ def set_weight_range(name: str, weight: Tensor, quantizer: Quantizer) -> None:
     except InputError as error:
         raise InputError(f"model: {name}.weight: {error}") from None
     quantizer.to(weight.device)
+
+
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     """Set every activation range from ``batches`` of images (N, C, H, W); later layers see quantized inputs.

@@ -6,6 +6,8 @@ exponential moving average :math:`f_t = m\,o_t + (1 - m) f_{t-1}`, :math:`f_0 = 
 count, so a steady pattern with period P tends to :math:`f = 2/P`.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -93,6 +95,9 @@ class OscillationTracker(nn.Module):
 class LowBitWeights:
     """The quantized weights of a model as one flat tensor of codes, so that a remedy is a few operations, not many.
 
+    What a quantizer leaves in floating point (``float_part``, see :mod:`vitq.papers.vvtq2023.sensitivity`) keeps its
+    place, but its codes are always 0, so that it never oscillates, and it is not in ``count``.
+
     Args:
         model: Made by :func:`vitq.quantize`.
         max_bits: Weights with more bits are left out (the 8-bit first and last layers, as in the released code).
@@ -105,10 +110,21 @@ class LowBitWeights:
         self.sites: dict[str, WeightSite] = found
         self.shapes = [site.shape for site in found.values()]
         self.sizes = [shape.numel() for shape in self.shapes]
+        free = (site.codes()[part].numel() for site, part in self._with_float_part() if part is not None)
+        self.count = sum(self.sizes) - sum(free)
 
     def codes(self) -> Tensor:
         """All codes, flat, int8."""
-        return torch.cat([site.codes().flatten() for site in self.sites.values()])
+        found = []
+        for site, part in self._with_float_part():
+            codes = site.codes()
+            if part is not None:
+                codes[part] = 0
+            found.append(codes.flatten())
+        return torch.cat(found)
+
+    def _with_float_part(self) -> Iterator[tuple[WeightSite, tuple | None]]:
+        return ((site, getattr(site.quantizer, "float_part", None)) for site in self.sites.values())
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """Views of a flat tensor by module path, each in the shape of its weight."""
@@ -148,7 +164,7 @@ class OscillationTracking(Callback):
         return self.weights.split(self.tracker.mean_codes)
 
     def metrics(self) -> dict[str, Tensor]:
-        return {"oscillating": self.tracker.oscillating(self.threshold).float().mean()}
+        return {"oscillating": self.tracker.oscillating(self.threshold).sum() / self.weights.count}
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.tracker.state_dict()

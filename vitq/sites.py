@@ -25,13 +25,17 @@ AXES: dict[str, dict[str, tuple[Axes, Axes]]] = {
     },
     "tensor": {site: (None, offset) for site, (_, offset) in (_TOKEN | {"image": (1, 1)}).items()},
 }  # fmt: skip
+_HEADS = {"query": 1, "key": 1, "value": 1, "query_key": 2, "probability": 1}
+AXES["head"] = {site: (_HEADS.get(site), offset) for site, (_, offset) in AXES["tensor"].items()}
 
 
 def axes(scales: str, site: str) -> tuple[Axes, Axes]:
     """Axes of the scales and of the offset vectors at ``site``, a name in ``LAYOUTS``.
 
     Args:
-        scales: ``"tensor"``: one scale. ``"token"``: one for each token position, for each channel of the value, for
+        scales: ``"tensor"``: one scale. ``"head"``: one for each head of the operands of attention, one scale elsewhere
+            (VVTQ 2023, the paper's granularity); any image size.
+            ``"token"``: one for each token position, for each channel of the value, for
             each (token, head) of the reparameterized query-key product (OFQ 2023, released code); ties the model to
             one image size. ``"channel"``: the same without positions: one scale in linear layers and probabilities,
             one for each channel of the value and each head of the product; any image size.

@@ -27,11 +27,14 @@ class QuantSpec:
         act_options: Further arguments of the activation quantizer.
         first_last_weight: Weight quantizer of the first and last layer; None for the same as everywhere.
         first_last_weight_options: Its further arguments.
-        activation_scales: Which activations share a scale, see :func:`vitq.sites.axes`: ``"tensor"``, ``"token"`` or
-            ``"channel"``.
+        weight_scales: ``"layer"`` for the scales that the weight quantizer has by itself, or ``"head"`` for one scale a
+            head of attention in the weights of query, key, value and projection (VVTQ; needs ``query_key="separate"``).
+        activation_scales: Which activations share a scale, see :func:`vitq.sites.axes`: ``"tensor"``, ``"head"``,
+            ``"token"`` or ``"channel"``.
         image_bits: Bits of the image in front of the first layer, None for floating point.
         unsigned_gelu: Quantize the input of a transformer's second MLP layer without sign, so that the small negative
             outputs of GELU become 0 (OFQ).
+        gelu_offset: Learn an offset, 0 at first, for the input of a transformer's second MLP layer (VVTQ).
         query_key: ``"fused"``, ``"separate"`` or ``"reparameterized"``, see :mod:`vitq.attention`.
         query_bias: Keep the query's bias under reparameterization (exact); False drops it, as OFQ's released code does.
         overrides: ``{pattern: {"weight_bits": ..., "act_bits": ...}}``; the pattern is matched against the module path
@@ -54,6 +57,8 @@ class QuantSpec:
     unsigned_gelu: bool = False
     query_key: str = "fused"
     query_bias: bool = True
+    weight_scales: str = "layer"
+    gelu_offset: bool = False
 
     def __post_init__(self) -> None:
         for name in ("weight", "act", "first_last_weight"):
@@ -66,6 +71,8 @@ class QuantSpec:
                 check_bits(name, getattr(self, name), low)
         check_choice("activation_scales", self.activation_scales, tuple(AXES))
         check_choice("query_key", self.query_key, ("fused", "separate", "reparameterized"))
+        check_choice("weight_scales", self.weight_scales, ("layer", "head"))
+        self._check_quantizers()
         for pattern, entry in self.overrides.items():
             for key, bits in entry.items():
                 if key not in ("weight_bits", "act_bits"):
@@ -79,6 +86,16 @@ class QuantSpec:
                 QUANTIZERS[getattr(self, name)](8, **getattr(self, f"{name}_options"))
             except TypeError as error:
                 raise InputError(f"{name}_options={getattr(self, f'{name}_options')!r}: {error}") from None
+
+    def _check_quantizers(self) -> None:
+        """Whether the quantizers can do what `weight_scales` and `gelu_offset` ask for."""
+        if self.weight_scales == "head":
+            if self.query_key != "separate":
+                raise InputError(f"weight_scales='head' needs query_key='separate', not {self.query_key!r}")
+            if not hasattr(QUANTIZERS[self.weight], "set_heads"):
+                raise InputError(f"weight_scales='head': {self.weight} has no scale a head; use weight='mdq'")
+        if self.gelu_offset and not hasattr(QUANTIZERS[self.act], "add_offset"):
+            raise InputError(f"gelu_offset=True: {self.act} learns no such offset; use act='mdq_activation'")
 
     @classmethod
     def from_dict(cls, values: dict) -> "QuantSpec":

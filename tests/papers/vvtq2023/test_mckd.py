@@ -91,12 +91,27 @@ def run(tmp_path_factory):
 
 def test_a_whole_run_is_one_source(run):
     assert [(part.epoch, part.crops, part.steps) for part in run.plan] == [(0, 4, 11), *((e, 1, 3) for e in (4, 5))]
-    batches = list(run.iterate())
-    assert len(run) == len(batches) == 17
-    for start in (1, 11, 13, 16, 17):
-        rest = list(run.iterate(0, start))
-        assert len(rest) == 17 - start
-        assert all(a[0].equal(b[0]) and a[1].equal(b[1]) for a, b in zip(rest, batches[start:], strict=True))
+    batches = [batch for epoch in range(3) for batch in run.iterate(epoch)]
+    assert run.steps == len(batches) == 17 and len(run) == 11  # single-crop epochs together are the last, shorter epoch
+    for start in (1, 10, 11, 13, 14, 16):
+        rest = list(run.iterate(*divmod(start, 11)))
+        assert len(rest) == (11 if start < 11 else 17) - start
+        assert all(a[0].equal(b[0]) and a[1].equal(b[1]) for a, b in zip(rest, batches[start:], strict=False))
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 2])
+def test_its_learning_rate_is_that_of_the_pass(run, warmup):
+    whole = MultiCropDistillation(run.sources[4], 6, warmup)
+    settings = TrainConfig(epochs=6, learning_rate=1e-3, batch_size=32, schedule_per="epoch", warmup_epochs=warmup)
+    settings = whole.settings(settings)
+    starts = [part.epoch for part in whole.plan for _ in range(part.steps)]
+    assert settings.steps == len(starts) == whole.steps
+    for step, epoch in enumerate(starts):
+        wanted = 1e-6 + (1e-3 - 1e-6) * epoch / 2 if epoch < warmup == 2 else pass_learning_rate(epoch, 6, 1e-3)
+        if epoch >= warmup or warmup == 2:
+            assert settings.rate(step, whole.steps, len(whole)) == pytest.approx(wanted)
+    assert settings.cut(3).rate(2, 3, len(whole)) == settings.rate(2, whole.steps, len(whole))
+    assert len([batch for epoch in range(3) for batch in whole.iterate(epoch)]) == whole.steps
 
 
 def test_training_follows_the_teacher_and_goes_on_after_a_stop(run, tmp_path):
@@ -114,9 +129,9 @@ def test_training_follows_the_teacher_and_goes_on_after_a_stop(run, tmp_path):
             seen.append(run.loss(logits, labels))
             return seen[-1]
 
-        config = TrainConfig(epochs=1, batch_size=32, learning_rate=3e-3, optimizer="adamw", checkpoint_every=5,
+        config = TrainConfig(epochs=6, batch_size=32, learning_rate=3e-3, optimizer="adamw", checkpoint_every=5,
                              evaluate_every=0, device="cpu")  # fmt: skip
-        fit(student, run, config, loss=loss, out=out)
+        fit(student, run, run.settings(config), loss=loss, out=out)
         return student, seen
 
     student, seen = trained(tmp_path / "a")

@@ -6,10 +6,11 @@ import pytest
 import timm
 import torch
 
+import vitq
 from vitq import calibrate, zoo
 from vitq.convert import activation_quantizers, weight_quantizers
 from vitq.errors import InputError
-from vitq.papers.vvtq2023 import BinRegularization, quantize_mdq
+from vitq.papers.vvtq2023 import BinRegularization, mdq_spec, quantize_mdq, use_head_scales
 from vitq.train.callbacks import TrainState
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -81,6 +82,29 @@ def test_each_mode_trains_with_the_regularizer(mode):
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < 0.7 * losses[0] and 0 < float(remedy.metrics()["bin_gradient_share"]) < 1
+
+
+@pytest.mark.parametrize("mode", ["layer", "head", "lsq"])
+@pytest.mark.parametrize("name", ["vit_micro", "swin_micro"])
+def test_a_saved_network_gives_the_same_outputs(name, mode, tmp_path):
+    model = calibrate(quantize_mdq(zoo.load(name), 3, 3, mode), [IMAGES]).eval()
+    with torch.no_grad():  # offsets and scales that training has moved
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+        again = vitq.load(vitq.save(model, tmp_path / "model.safetensors"))
+        assert again(IMAGES).equal(model(IMAGES))
+    assert again.quant_spec == model.quant_spec == mdq_spec(zoo.load(name), 3, 3, mode)
+    assert all(own.equal(again.state_dict()[key]) for key, own in model.state_dict().items())
+    kinds = [key.rpartition(".")[0] for key in again.state_dict() if key.endswith("input_quantizer.offset")]
+    assert kinds == [f"{n}.input_quantizer" for n, _ in model.named_modules() if n.endswith("mlp.fc2")]
+
+
+@pytest.mark.parametrize("name", ["vit_micro", "swin_micro"])
+def test_head_scales_given_afterwards_are_the_same(name):
+    late = quantize_mdq(zoo.load(name), 3, 3, "layer")
+    use_head_scales(late)
+    late, whole = (calibrate(net, [IMAGES]) for net in (late, quantize_mdq(zoo.load(name), 3, 3, "head")))
+    assert late(IMAGES).equal(whole(IMAGES))
 
 
 def test_an_unknown_mode_is_named():

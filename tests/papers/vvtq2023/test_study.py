@@ -126,13 +126,15 @@ def test_networks_are_examined_without_training(glyphs):
     assert [row["group"] for row in found["rows"]] == ["nothing", "ffn", "head 1"]
     assert found["rows"][0]["gain_db_per_million"] is None and found["rows"][1]["gain_db"] > 0
     assert QuantSpec.from_dict(json.loads(json.dumps(spec))) == QuantSpec.from_dict(spec)
+    probe = study.studied(shared | {"kind": "one_head", "out": None, "spec": spec, "block": "blocks.0"})["rows"]
+    assert [row["head"] for row in probe] == ["none", "0", "1", "2", "3"]
     rows = study.activations(shared)["rows"]
     assert {"blocks.0.attn.query", "blocks.3.mlp.fc2 input"} <= {row["site"] for row in rows}
     json.dumps(rows, allow_nan=False)
 
 
 @pytest.mark.parametrize(("job", "complaint"), [
-    ({"kind": "nap"}, "kind='nap': choose one of train, time, sensitivity, activations"),
+    ({"kind": "nap"}, "kind='nap': choose one of train, time, sensitivity, one_head, activations"),
     ({"kind": "train", "setup": {"step": 3}}, "unknown key 'step'; did you mean 'steps'"),
     ({"kind": "train", "setup": {"labels": "soft"}}, "setup.labels='soft'"),
 ])  # fmt: skip

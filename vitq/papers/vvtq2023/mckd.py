@@ -9,6 +9,7 @@ M crops. The loss is the soft cross-entropy
 at temperature 1 and without a term for the hard label. A pass over the images with M crops counts as M epochs.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from vitq.data.multi_crop import Batch, MultiCropSource
 from vitq.errors import InputError
+from vitq.train.config import TrainConfig
 
 
 class SoftCrossEntropy(nn.Module):
@@ -87,11 +89,40 @@ def pass_learning_rate(epoch: int, epochs: int, peak: float) -> float:
     return peak / 2 * (1 + math.cos(math.pi * epoch / epochs))
 
 
+@dataclass(frozen=True)
+class PassConfig(TrainConfig):
+    """Settings of `fit` on a `MultiCropDistillation`; made by its `settings`.
+
+    With `schedule_per: epoch` the learning rate is that of the epoch at which a pass starts, see `pass_learning_rate`;
+    `min_learning_rate`, `warmup_epochs` and `warmup_learning_rate` count the same epochs.
+
+    Args:
+        passes: Of the run, in order.
+    """
+
+    passes: tuple[Pass, ...] = ()
+
+    def rate(self, step: int, total: int, steps_per_epoch: int) -> float:
+        if self.schedule_per == "step":
+            return super().rate(step, total, steps_per_epoch)
+        epochs = self.passes[-1].epoch + self.passes[-1].crops
+        return super().rate(self._epoch(step), epochs, 1)
+
+    def _epoch(self, step: int) -> int:
+        for part in self.passes:
+            if step < part.steps:
+                return part.epoch
+            step -= part.steps
+        return self.passes[-1].epoch
+
+
 class MultiCropDistillation:
     """A whole training run on stored soft labels as one source: multi-crop passes, then single-crop epochs.
 
-    For `vitq.train.fit` it is one long epoch (`TrainConfig(epochs=1)`, steps to evaluate after given in
-    `evaluate_every`), so that a run goes on anywhere; `loss` is the loss to give it.
+    For `vitq.train.fit` an epoch is a pass with M crops, and the single-crop epochs at the end, which are shorter,
+    share the last one (so do those of a warm-up the first, with the beginning of the first pass). Hence the number of
+    the pass is `TrainState.epoch`, evaluation and checkpoints come once a pass, and a run goes on anywhere. Give `fit`
+    the settings of `settings` and the loss `loss`.
 
     Args:
         source: Reads the data with M crops of each image.
@@ -104,13 +135,21 @@ class MultiCropDistillation:
                         for each in (source.crops, 1)}  # fmt: skip
         self.epochs, self.loss = epochs, SoftCrossEntropy()
         self.plan = epoch_plan(len(source.dataset), source.batch_size, epochs, source.crops, warmup_epochs)
+        self.steps = sum(part.steps for part in self.plan)
+
+    def settings(self, config: TrainConfig) -> PassConfig:
+        """Settings with the steps of this run in the place of `epochs`, and the learning rate of its passes."""
+        fields = config.to_dict() | {"epochs": None, "steps": self.steps}
+        return PassConfig(**fields, passes=tuple(self.plan))
 
     def __len__(self) -> int:
-        return sum(part.steps for part in self.plan)
+        return max(part.steps for part in self.plan)
 
     def iterate(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """The batches of the run from step `start` on; another `epoch` is another run with other randomness."""
+        """The batches of an epoch, as `fit` counts them, from number `start` on; none after the end of the run."""
+        begin, end = epoch * len(self) + start, min((epoch + 1) * len(self), self.steps)
         for part in self.plan:
-            if start < part.steps:
-                yield from self.sources[part.crops].iterate(epoch * self.epochs + part.epoch, start)
-            start = max(0, start - part.steps)
+            if max(begin, 0) < min(end, part.steps):
+                batches = self.sources[part.crops].iterate(part.epoch, max(begin, 0))
+                yield from itertools.islice(batches, min(end, part.steps) - max(begin, 0))
+            begin, end = begin - part.steps, end - part.steps

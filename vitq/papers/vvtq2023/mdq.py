@@ -9,7 +9,7 @@
 
 from torch import nn
 
-from vitq.convert import INPUT, QuantSpec, quantize, weight_quantizers
+from vitq.convert import QuantSpec, quantize, weight_quantizers
 from vitq.numerics import check_choice
 from vitq.papers.vvtq2023.parts import QUERY_KEY_VALUE, parts
 from vitq.quantizers import MDQ, MDQActivation
@@ -17,7 +17,8 @@ from vitq.quantizers import MDQ, MDQActivation
 MODES = ("layer", "head", "lsq")
 
 
-def mdq_spec(model: nn.Module, weight_bits: int, act_bits: int | None, mode: str = "layer") -> QuantSpec:
+def mdq_spec(model: nn.Module, weight_bits: int, act_bits: int | None, mode: str = "layer",
+             gelu_offset: bool = True) -> QuantSpec:
     """The recipe: separate query, key and value, 8 bits at both ends, GELU's output without sign.
 
     A Swin transformer keeps its image and the inputs of its patch merging in floating point, and its merging weights
@@ -27,7 +28,8 @@ def mdq_spec(model: nn.Module, weight_bits: int, act_bits: int | None, mode: str
         model: The float network.
         weight_bits: 2 to 8.
         act_bits: 2 to 8 or None.
-        mode: One of ``MODES``; ``"head"`` has the spec of ``"layer"`` and needs :func:`quantize_mdq`.
+        mode: One of ``MODES``.
+        gelu_offset: Learn an offset for the outputs of GELU.
     """
     check_choice("mode", mode, MODES)
     merging = [part.name for part in parts(model) if part.name.endswith("downsample.reduction")]
@@ -36,6 +38,8 @@ def mdq_spec(model: nn.Module, weight_bits: int, act_bits: int | None, mode: str
     return QuantSpec(
         weight_bits, act_bits, weight="mdq", act="mdq_activation", weight_options=rule, act_options=rule,
         first_last_bits=8, image_bits=image, unsigned_gelu=True, query_key="separate",
+        weight_scales="head" if mode == "head" else "layer", activation_scales="head" if mode == "head" else "tensor",
+        gelu_offset=gelu_offset and act_bits is not None,
         overrides={name: {"weight_bits": 8, "act_bits": None} for name in merging},
     )  # fmt: skip
 
@@ -51,19 +55,13 @@ def quantize_mdq(model: nn.Module, weight_bits: int, act_bits: int | None, mode:
         mode: One of ``MODES``.
         gelu_offset: Learn an offset for the outputs of GELU.
     """
-    quantized = quantize(model, mdq_spec(model, weight_bits, act_bits, mode))
-    if mode == "head":
-        use_head_scales(quantized)
-    if gelu_offset and act_bits is not None:
-        for name, module in quantized.named_modules():
-            if name.endswith(".mlp.fc2") and isinstance(getattr(module, INPUT, None), MDQActivation):
-                getattr(module, INPUT).add_offset()
-    return quantized
+    return quantize(model, mdq_spec(model, weight_bits, act_bits, mode, gelu_offset))
 
 
 def use_head_scales(model: nn.Module) -> None:
-    """Give attention one scale a head, in place, and set the weights' ranges anew; calibrate afterwards.
+    """Give attention of a network quantized with one scale a tensor one a head, in place; calibrate afterwards.
 
+    ``mode="head"`` does the same while it quantizes, and it alone is kept by ``vitq.save``.
     Heads are output rows of query, key and value, (H, d, in), input columns of the projection, (out, H, d), and axis 1
     of the operands, (B, H, N, d).
     """

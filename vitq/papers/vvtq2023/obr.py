@@ -133,7 +133,8 @@ class BinRegularization(Callback):
     r"""Training callback: adds lambda times :func:`bin_regularization` of all quantized weights to the loss.
 
     Lambda is 0 for the first ``begin`` of the run, then rises along half a cosine to ``weight``. In the released code
-    it is evaluated at the index of the epoch out of ``epochs``, not at each step.
+    it is evaluated at the index of the epoch out of ``epochs``, not at each step: a pass over the data counts as
+    ``crops`` of them, in a run of :class:`~vitq.papers.vvtq2023.mckd.MultiCropDistillation` too.
 
     The logged ``bin_gradient_share`` is the root mean square of the gradient that this term sends to the latent
     weights, over that of their whole gradient, in the last optimizer step; below 1e-4 the term does nothing.

@@ -15,6 +15,7 @@ freed with each group is not known.
 
 import copy
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -59,11 +60,8 @@ def spec_without(model: nn.Module, spec: QuantSpec, group: str | None, block: st
         InputError: An unknown group, or none of it in ``block``.
     """
     found, overrides = parts(model), dict(spec.overrides)
-    if not any(part.kind == "classifier" for part in found):  # a last layer that is no classifier is as all others
-        bits = {"weight_bits": spec.weight_bits, "act_bits": spec.act_bits}
-        overrides = {found[-1].name: bits} | overrides
     kinds = {"ffn": ("ffn",), "mhsa": (*QUERY_KEY_VALUE, "projection")}.get(group, (group,))
-    for part in _inside(found, block):
+    for part in inside(found, block):
         if part.kind not in kinds:
             continue
         overrides[part.name] = FLOAT if group in ("ffn", "mhsa") else {"weight_bits": None}
@@ -74,11 +72,12 @@ def spec_without(model: nn.Module, spec: QuantSpec, group: str | None, block: st
     return replace(spec, query_key="separate", overrides=overrides)
 
 
-def _inside(found: list[Part], block: str | None) -> list[Part]:
-    inside = [p for p in found if block is None or p.name.startswith(f"{block}.")]
-    if not inside:
+def inside(found: list[Part], block: str | None) -> list[Part]:
+    """The parts in a part of the network, all if `block` is None."""
+    kept = [p for p in found if block is None or p.name.startswith(f"{block}.")]
+    if not kept:
         raise InputError(f"block={block!r}: no layer's path starts with it; the last one is {found[-1].name}")
-    return inside
+    return kept
 
 
 def leave_one_out(model: nn.Module, spec: QuantSpec, group: str | None, block: str | None = None) -> nn.Module:
@@ -93,13 +92,13 @@ def leave_one_out(model: nn.Module, spec: QuantSpec, group: str | None, block: s
     if group is not None and group not in groups_of(model):
         raise InputError(f"group={group!r}: choose one of {', '.join(groups_of(model))}")
     quantized = quantize(model, spec_without(model, spec, group, block))
-    attentions = {p.name.rpartition(".")[0]: p for p in _inside(parts(quantized), block) if p.heads}
+    attentions = {p.name.rpartition(".")[0]: p for p in inside(parts(quantized), block) if p.heads}
     for name, part in attentions.items():
         attention = quantized.get_submodule(name)
         if group in QUERY_KEY_VALUE:
             _free_input(attention, group)
         elif group is not None and group.startswith("head"):
-            _free_head(attention, int(re.sub(r"\D", "", group)), part.heads)
+            change_head(attention, int(re.sub(r"\D", "", group)), part.heads, _keep_float)
     return quantized
 
 
@@ -113,15 +112,17 @@ def _free_input(attention: nn.Module, group: str) -> None:
             layer.register_forward_pre_hook(_quantize_input)
 
 
-def _free_head(attention: nn.Module, head: int, heads: int) -> None:
+def change_head(attention: nn.Module, head: int, heads: int, change: Callable[[nn.Module | None, tuple], None]
+                ) -> None:
+    """Call ``change(quantizer, index of the head in what it quantizes)`` for all that a head has."""
     width = attention.proj.weight.shape[1] // heads
     own, everything = slice(head * width, (head + 1) * width), slice(None)
     for name in QUERY_KEY_VALUE:
-        _keep_float(_weight_quantizer(getattr(attention, name)), (own,))
-    _keep_float(_weight_quantizer(attention.proj), (everything, own))
-    _keep_float(getattr(attention.proj, INPUT, None), (..., own))
+        change(_weight_quantizer(getattr(attention, name)), (own,))
+    change(_weight_quantizer(attention.proj), (everything, own))
+    change(getattr(attention.proj, INPUT, None), (..., own))
     for name in OPERANDS:
-        _keep_float(getattr(attention, f"{name}_quantizer"), (everything, slice(head, head + 1)))
+        change(getattr(attention, f"{name}_quantizer", None), (everything, slice(head, head + 1)))
 
 
 def _weight_quantizer(layer: nn.Module) -> nn.Module | None:
@@ -179,6 +180,13 @@ def agreement(a: Tensor, b: Tensor, features: bool = False) -> float:
     return (a.argmax(1) == b.argmax(1)).double().mean().item()
 
 
+def compared(now: Tensor, expected: Tensor, features: bool = False) -> dict[str, float]:
+    """Signal-to-quantization-noise ratio in decibels, and agreement, of two outputs (N, C)."""
+    noise = (now - expected).double().square().sum()
+    return {"sqnr_db": 10 * torch.log10(expected.double().square().sum() / noise).item(),
+            "agreement": agreement(now, expected, features)}
+
+
 def leave_one_out_sensitivity(model: nn.Module, images: Tensor, spec: QuantSpec, groups: list[str] | None = None,
                               calibration: Tensor | None = None, block: str | None = None,
                               batch_size: int = 32) -> "pandas.DataFrame":
@@ -206,9 +214,7 @@ def leave_one_out_sensitivity(model: nn.Module, images: Tensor, spec: QuantSpec,
     for group in (None, *(groups_of(model) if groups is None else groups)):
         quantized = calibrate(leave_one_out(model, spec, group, block), [calibration])
         now, held = outputs(quantized, images, batch_size), inventory(quantized)
-        noise = (now - expected).double().square().sum()
-        row = {"sqnr_db": 10 * torch.log10(expected.double().square().sum() / noise).item(),
-               "agreement": agreement(now, expected, features)}
+        row = compared(now, expected, features)
         whole = whole or (row, held)
         freed = {f"freed_{key}": value - held[key] for key, value in whole[1].items()}
         gain = row["sqnr_db"] - whole[0]["sqnr_db"]
