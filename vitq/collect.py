@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from .train.rows import Row
 
 # What may differ from the parameter file: how a run is computed and watched, not what is computed.
-FREE = {"seed", "continue_from", "data.path", "train.device", "train.log_every", "train.checkpoint_every",
-        "train.accumulation", "train.compile", "train.channels_last"}
+FREE = {"seed", "continue_from", "data.path", "soft_labels.path", "train.device", "train.log_every",
+        "train.checkpoint_every", "train.accumulation", "train.compile", "train.channels_last"}
 NEEDED = {"metrics", "test_images", "data_version", "fingerprint", "seconds", "peak_memory_mb", "device", "ranks"}
 RECORDED, KEPT, REFUSED = "recorded", "already recorded", "not recorded"
 

@@ -134,7 +134,8 @@ def read(name: str | Path) -> Row:
 
 
 def resolve(row: str, config: dict[str, Any], published: list[dict[str, str]], seeds: list[int], scale: str,
-            data_path: str, device: str, limit_batches: int, continues: str = "", unpublished: bool = False) -> Row:
+            data_path: str, device: str, limit_batches: int, continues: str = "", unpublished: bool = False,
+            labels_path: str = "") -> Row:
     """The run that a notebook's parameters ask for.
 
     Args:
@@ -148,6 +149,7 @@ def resolve(row: str, config: dict[str, Any], published: list[dict[str, str]], s
         limit_batches: 0 for no limit.
         continues: name of the parameter file of the run that `config` goes on from.
         unpublished: `published` has no figures.
+        labels_path: folder of the soft labels, for a run that trains on such.
     """
     found = make(config, published, seeds or [0], "", continues, unpublished) if config else read(row)
     if limit_batches < 0:
@@ -156,6 +158,11 @@ def resolve(row: str, config: dict[str, Any], published: list[dict[str, str]], s
         found = dataclasses.replace(found, seeds=tuple(seeds))
     if limit_batches:
         found = _renamed(found, f"-limit{limit_batches}")
+    if labels_path and found.config.soft_labels is None:
+        raise InputError(f"parameter labels_path={labels_path!r}: {found.name} does not train on soft labels; leave it "
+                         "out")
+    if labels_path:
+        found = found.changed(soft_labels=dataclasses.replace(found.config.soft_labels, path=labels_path))
     return found.changed(
         scale="smoke" if limit_batches or scale == "smoke" else "full", limit_batches=limit_batches or None,
         train={} if device == "auto" else {"device": device}, data={"path": data_path or found.config.data.path})
@@ -200,6 +207,8 @@ def make_records(row: Row, results: list[dict[str, Any]], scale: str, reason: st
     """
     config = row.config.to_dict()
     config["data"] |= {"path": None}
+    if config["soft_labels"] is not None:
+        config["soft_labels"] |= {"path": None}
     has_variants = any(entry["name"] == "freezing" for entry in row.config.remedies)
     shared = {"data": row.config.data.name, "scale": scale, "config": config, "checkpoint": row.config.model,
               "variant": row.config.variant if has_variants else ""}

@@ -89,6 +89,49 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True)
+class SoftLabelsConfig:
+    """Training on stored crops and the soft labels of a teacher (VVTQ 2023), instead of the labels of the images.
+
+    `train.epochs` counts as the paper does: a pass over the images with so many crops of each is as many epochs, and
+    the rest is done with single crops. `train.batch_size` counts crops. With `schedule_per: epoch` the learning rate
+    moves with the passes.
+
+    Args:
+        path: a store made by `vitq labels make` for the same images, or a folder of FKD's labels.
+        kind: label format of an FKD folder, which its files do not tell: "marginal_smoothing" or "marginal_renorm";
+            None to go by the name of the folder.
+        crops: of each image in a pass.
+        interpolation: of the resize of a crop, "bilinear" or "bicubic".
+    """
+
+    path: str | None = None
+    kind: Literal["marginal_smoothing", "marginal_renorm"] | None = None
+    crops: int = 4
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        check_types(self, "soft_labels")
+        require(self.crops >= 1, "soft_labels", "crops", self.crops, "give at least 1")
+
+    def check(self, train: TrainConfig, data: DataConfig, teacher: TeacherConfig | None) -> None:
+        """Whether the rest of a run goes with soft labels."""
+        with_labels = "it does not go with soft_labels; leave it out"
+        require(teacher is None, "run", "teacher", getattr(teacher, "model", None), with_labels)
+        require(data.augmentation is None, "data", "augmentation", data.augmentation,
+                "soft labels belong to stored crops; leave it out")
+        require(train.epochs is not None, "train", "epochs", train.epochs, "give epochs, not steps, with soft_labels")
+        require(train.batch_size % self.crops == 0, "train", "batch_size", train.batch_size,
+                f"it counts crops with soft_labels; give a multiple of soft_labels.crops={self.crops}")
+        require(train.warmup_epochs <= (train.epochs or 0), "train", "warmup_epochs", train.warmup_epochs,
+                f"give at most epochs={train.epochs}")
+        require(train.schedule_per == "step" or not train.warmup_steps, "train", "warmup_steps", train.warmup_steps,
+                "with schedule_per: epoch and soft_labels give warmup_epochs")
+        for name in ("label_smoothing", "cooldown_epochs"):
+            require(not getattr(train, name), "train", name, getattr(train, name), with_labels)
+        require(train.augment is None, "train", "augment", train.augment, with_labels)
+
+
+@dataclass(frozen=True)
 class ReestimationConfig:
     """Batch-norm re-estimation before the final evaluation: number of training batches, 0 for none."""
 
@@ -117,6 +160,7 @@ class RunConfig:
         calibration_batches: training batches that set the activation ranges.
         bn_reestimation: `ReestimationConfig`.
         teacher: `TeacherConfig`, or None to learn from the labels alone.
+        soft_labels: `SoftLabelsConfig`, or None; with it there is no other teacher.
         continue_from: folder of a finished run with the same network and quantization: begin with its weights,
             quantizers and optimizer moments instead of calibrating; None for a run of its own.
         evaluate_before: evaluate the float model and the quantized one before training.
@@ -141,6 +185,7 @@ class RunConfig:
     calibration_batches: int = 1
     bn_reestimation: ReestimationConfig = field(default_factory=ReestimationConfig)
     teacher: TeacherConfig | None = None
+    soft_labels: SoftLabelsConfig | None = None
     continue_from: str | None = None
     evaluate_before: bool = True
     seed: int = 0
@@ -150,11 +195,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         sections = {"data": DataConfig, "train": TrainConfig, "bn_reestimation": ReestimationConfig,
-                    "teacher": TeacherConfig}
+                    "teacher": TeacherConfig, "soft_labels": SoftLabelsConfig}
         for name, section in sections.items():
             value = getattr(self, name)
-            if value is None and name in ("teacher", "bn_reestimation"):
-                value = None if name == "teacher" else ReestimationConfig(0)
+            if value is None and name in ("teacher", "soft_labels", "bn_reestimation"):
+                value = ReestimationConfig(0) if name == "bn_reestimation" else None
             elif not isinstance(value, section):
                 value = from_mapping(section, value, name)
             object.__setattr__(self, name, value)
@@ -163,6 +208,8 @@ class RunConfig:
                 "give at least 1")
         require(not self.mixes or self.train.batch_size % 2 == 0, "train", "batch_size", self.train.batch_size,
                 "give an even number: mixup and cutmix pair the images of a batch")
+        if self.soft_labels is not None:
+            self.soft_labels.check(self.train, self.data, self.teacher)
         require(self.limit_batches is None or self.limit_batches >= 1, "run", "limit_batches", self.limit_batches,
                 "give at least 1, or null for no limit")
 

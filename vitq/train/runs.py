@@ -16,7 +16,16 @@ from vitq import zoo
 from vitq.errors import InputError
 from vitq.files import read_json, write_json
 from vitq.train import checkpoints, continuation
-from vitq.train.assembly import load_data, load_model, load_teacher, preprocessed, set_heads, task_loss
+from vitq.train.assembly import (
+    load_data,
+    load_model,
+    load_soft_labels,
+    load_teacher,
+    preprocessed,
+    set_heads,
+    task_loss,
+    training_data,
+)
 from vitq.train.evaluation import evaluate, has_batch_norm, reestimated
 from vitq.train.lock import RunLock
 from vitq.train.loop import ASIDE_SEED, TrainResult, fit, training_source
@@ -66,6 +75,7 @@ class _Run:
         self.start = start
         torch.manual_seed(config.seed)  # weights without a checkpoint, a new head
         train_data, test_data = load_data(config)
+        self.labels = load_soft_labels(config, train_data)
         self.float = load_model(config, train_data).to(ranks.device)
         self.train_data, self.test_data = (preprocessed(part, self.float, config) for part in (train_data, test_data))
         self.labelled = self.float.num_classes == train_data.num_classes
@@ -108,14 +118,17 @@ class _Run:
         return model
 
     def _train(self, model: nn.Module) -> TrainResult:
-        config, settings = self.config, self.config.train
+        config = self.config
+        images, settings = training_data(config, self.train_data, self.labels, self.ranks)
         if config.limit_batches is not None:
-            total = settings.total_steps(len(training_source(self.train_data, settings, 0, self.ranks.device)))
+            total = settings.total_steps(len(training_source(images, settings, 0, self.ranks.device)))
             settings = settings.cut(min(total, config.limit_batches))
         identity = [config.to_dict(), self.train_data.version]
+        if self.labels is not None:
+            identity.append(self.labels.version)
         if self.start is not None:
             identity.append(self.start[1]["sha256"])
-        return fit(model, self.train_data, settings, callbacks=self.remedies, evaluate=self._evaluate,
+        return fit(model, images, settings, callbacks=self.remedies, evaluate=self._evaluate,
                    loss=task_loss(config, self.teacher), out=self.out, seed=config.seed, identity=identity,
                    start=self.start)
 
