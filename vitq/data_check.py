@@ -70,16 +70,19 @@ class Report:
 
 
 def check(path: str | Path, sample: int = 200, classes: int | None = 1000) -> Report:
-    """Look at the folders train and val of an ImageFolder.
+    """Look at the folders train and val of an ImageFolder, or at tar shards of both.
 
     Args:
-        path: The folder that holds train/CLASS/ and val/CLASS/.
+        path: The folder that holds train/CLASS/ and val/CLASS/, or the shards.
         sample: Images of each split to read.
         classes: Number of classes that must be there; None for any.
     """
+    from .data import shards
     from .data.folder import require
 
     report = Report(str(path))
+    if any(shards.shards(path).values()):
+        return _check_shards(path, sample, classes, report)
     try:
         folders = require(path)
     except MissingError as error:
@@ -100,6 +103,25 @@ def check(path: str | Path, sample: int = 200, classes: int | None = 1000) -> Re
     if list(found["train"]) == _imagenet():
         report.warn(*(f"{name} holds {part.images:,} images, ImageNet {IMAGENET[name]:,}"
                       for name, part in report.splits.items() if part.images != IMAGENET[name]))
+    return report
+
+
+def _check_shards(path: str | Path, sample: int, classes: int | None, report: Report) -> Report:
+    """The same for tar shards: the first thing that loading refuses, and a sample of images."""
+    from collections import Counter
+
+    from .data import shards
+
+    try:
+        found = {name: shards.load("imagenet", name, path, num_classes=classes) for name in ("train", "val")}
+    except (InputError, MissingError) as error:
+        report.error(str(error))
+        report.status = 3 if isinstance(error, MissingError) else 2
+        return report
+    for name, part in found.items():
+        counts = Counter(label for _, label in part.samples).values()
+        report.splits[name] = Split(part.num_classes, len(part), 0, min(counts), max(counts))
+        _read(report.splits[name], [file for file, _ in part.samples], part.root, sample, report, part.opened)
     return report
 
 
@@ -160,7 +182,7 @@ def _imagenet() -> list[str]:
     return ImageNetInfo("imagenet-1k").label_names()
 
 
-def _read(part: Split, files: list[str], root: Path, sample: int, report: Report) -> None:
+def _read(part: Split, files: list[str], root: Path, sample: int, report: Report, opened: Any = str) -> None:
     """Decode files spread evenly over the split."""
     from PIL import Image
 
@@ -169,7 +191,7 @@ def _read(part: Split, files: list[str], root: Path, sample: int, report: Report
     damaged = []
     for file in chosen:
         try:
-            with Image.open(file) as image:
+            with Image.open(opened(file)) as image:
                 image.load()
                 _note(image, os.path.relpath(file, root), report)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

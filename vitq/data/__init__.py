@@ -39,7 +39,8 @@ def load(
         size: Side in pixels instead of the set's own: 32 for digits and glyphs, 224 for photos and imagenet.
         images: Number of images instead of all that the split has.
         seed: Seed of generated content or of the division into splits; it has nothing to do with training.
-        path: The folder with train/CLASS/ and val/CLASS/, for imagenet; otherwise the variable VITQ_IMAGENET is used.
+        path: The folder with train/CLASS/ and val/CLASS/, or with tar shards (`vitq.data.shards`), for imagenet;
+            otherwise the variable VITQ_IMAGENET is used.
         num_classes: Refuse a set with another number of classes.
 
     Raises:
@@ -48,7 +49,7 @@ def load(
     """
     _check(name, split, size, images, seed)
     if name == "imagenet":
-        dataset = _module(name).load(name, split, _folder_path(path), size, images, num_classes)
+        dataset = _reader(_folder_path(path)).load(name, split, _folder_path(path), size, images, num_classes)
     elif path is not None:
         raise InputError(f"path={str(path)!r} is for imagenet only; {name} needs none")
     else:
@@ -121,6 +122,12 @@ def _module(name: str):
     return import_module(f"vitq.data.{'folder' if name == 'imagenet' else name}")
 
 
+def _reader(path: str | Path):
+    """The module that reads a folder: of tar shards, if it holds any."""
+    shards = import_module("vitq.data.shards")
+    return shards if any(shards.shards(path).values()) else _module("imagenet")
+
+
 def _folder_path(path: str | Path | None) -> str | Path:
     path = path or os.environ.get("VITQ_IMAGENET")
     if not path:
@@ -130,10 +137,12 @@ def _folder_path(path: str | Path | None) -> str | Path:
 
 def _look(name: str) -> tuple[str, str]:
     """Images in train / val / test, and "found" or what is missing."""
-    module = _module(name)
-    images = "all files" if name == "imagenet" else " / ".join(str(module.SIZES[split]) for split in SPLITS)
+    images = "all files" if name == "imagenet" else " / ".join(str(_module(name).SIZES[split]) for split in SPLITS)
     try:
-        module.require(*([_folder_path(None)] if name == "imagenet" else []))
+        if name == "imagenet":
+            _reader(_folder_path(None)).require(_folder_path(None))
+        else:
+            _module(name).require()
     except MissingError as error:
         return images, str(error)
     return images, "found"

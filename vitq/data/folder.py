@@ -77,11 +77,15 @@ class FolderSet(Dataset):
 
         file, label = self.samples[index]
         try:
-            with Image.open(file) as image:
+            with Image.open(self.opened(file)) as image:
                 pixels = image.convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
             raise InputError(f"{file} is damaged or no image ({error}); replace it or take it away") from None
         return transform(pixels), label
+
+    def opened(self, file: str):
+        """What Pillow opens for the sample called `file`."""
+        return file
 
     def transform(self, train: bool):
         """Timm's standard transform: random resized crop and what `augmentation` says, or resize and centre crop."""
