@@ -47,6 +47,8 @@ def by_layer(table: pd.DataFrame, columns: dict[str, str], log: tuple[str, ...] 
         columns: Axis label of each statistic to show.
         log: Statistics with a logarithmic axis.
     """
+    from matplotlib.ticker import LogLocator
+
     figure, axes = grid(1, len(columns), height=3.2)
     for ax, (column, label) in zip(np.atleast_1d(axes), columns.items(), strict=True):
         for i, (network, part) in enumerate(table.groupby("network", sort=False)):
@@ -54,6 +56,9 @@ def by_layer(table: pd.DataFrame, columns: dict[str, str], log: tuple[str, ...] 
         ax.set(xlabel="depth (share of the layers)", ylabel=label)
         if column in log:
             ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter("")
     return _with_legend(figure, axes)
 
 
@@ -99,8 +104,10 @@ def distances(shares: dict[str, Sequence[float]]) -> "Figure":
     for i, (name, values) in enumerate(shares.items()):
         edges = np.linspace(-0.5, 0.5, len(values) + 1)
         density = np.asarray(values) * len(values)
-        ax.stairs(density, edges, color=_BLIND[i], linestyle=DASHES[i % len(DASHES)], linewidth=1.8, label=name)
-    ax.set(xlabel="centre of the bin minus latent weight (steps)", ylabel="density", xlim=(-0.5, 0.5), ylim=(0, None))
+        ax.stairs(density, edges, baseline=None, color=_BLIND[i], linestyle=DASHES[i % len(DASHES)], linewidth=1.8,
+                  label=name)  # fmt: skip
+    ax.axhline(1, color="black", linewidth=0.8)  # evenly spread
+    ax.set(xlabel="centre of the bin minus latent weight (steps)", ylabel="density", xlim=(-0.5, 0.5))
     ax.legend(fontsize=9)
     return figure
 

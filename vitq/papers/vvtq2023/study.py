@@ -14,7 +14,7 @@ from torch import nn
 
 import vitq
 from vitq import data, zoo
-from vitq.convert import INPUT, weight_quantizers
+from vitq.convert import weight_quantizers
 from vitq.data.multi_crop import Batch, MultiCropSource
 from vitq.data.soft_labels import SoftLabelStore
 from vitq.errors import InputError
@@ -22,9 +22,9 @@ from vitq.files import read_json, write_json
 from vitq.oscillation import distance_to_code
 from vitq.papers.vvtq2023.activations import activation_variation
 from vitq.papers.vvtq2023.mckd import SoftCrossEntropy
-from vitq.papers.vvtq2023.mdq import mdq_spec, use_head_scales
+from vitq.papers.vvtq2023.mdq import mdq_spec
+from vitq.papers.vvtq2023.one_head import one_head_sensitivity
 from vitq.papers.vvtq2023.sensitivity import leave_one_out, leave_one_out_sensitivity
-from vitq.quantizers import MDQActivation
 from vitq.train import TrainConfig, evaluate, fit
 from vitq.train.fields import check_types, from_mapping
 from vitq.train.loop import TrainResult
@@ -105,11 +105,13 @@ class HardLabels:
 
 
 def studied(job: dict) -> dict:
-    """Do one job: ``{"kind": "train" | "time" | "sensitivity" | "activations", "out": folder or None, ...}``.
+    """Do one job: ``{"kind": "train" | "time" | "sensitivity" | "one_head" | "activations", "out": folder or None,
+    ...}``.
 
     What was done before is read back from the folder.
     """
-    kinds = {"train": trained, "time": timed, "sensitivity": sensitivity, "activations": activations}
+    kinds = {"train": trained, "time": timed, "sensitivity": sensitivity, "one_head": one_head,
+             "activations": activations}
     if job.get("kind") not in kinds:
         raise InputError(f"kind={job.get('kind')!r}: choose one of {', '.join(kinds)}")
     done = None if job.get("out") is None else Path(job["out"]) / "study.json"
@@ -157,11 +159,6 @@ def network(setup: Setup, training: data.ImageSet) -> nn.Module:
     spec = mdq_spec(full, setup.bits, setup.bits, setup.mode)
     spec = replace(spec, act_options=spec.act_options | {"init": setup.act_init})
     model = leave_one_out(full, spec, setup.group)
-    if setup.mode == "head":
-        use_head_scales(model)
-    for name, module in model.named_modules():
-        if name.endswith(".mlp.fc2") and isinstance(getattr(module, INPUT, None), MDQActivation):
-            getattr(module, INPUT).add_offset()
     images = training.images[:CALIBRATION_IMAGES]
     return vitq.calibrate(model, [training.normalize(images)])
 
@@ -233,6 +230,21 @@ def sensitivity(job: dict) -> dict:
     model, images, calibration = _examined(job)
     table = leave_one_out_sensitivity(model, images, vitq.QuantSpec.from_dict(job["spec"]), job["groups"],
                                       calibration[:EXAMINATION_IMAGES])
+    return {"rows": _plain(table), "fingerprint": zoo.fingerprint(model)}
+
+
+def one_head(job: dict) -> dict:
+    """One head at 2 bits in one network at 8, without training.
+
+    Args:
+        job: As for :func:`sensitivity`, but ``block`` instead of ``groups``: where the head changes.
+
+    Returns:
+        ``rows``: the table of :func:`~vitq.papers.vvtq2023.one_head.one_head_sensitivity`.
+    """
+    model, images, calibration = _examined(job)
+    table = one_head_sensitivity(model, images, vitq.QuantSpec.from_dict(job["spec"]), block=job["block"],
+                                 calibration=calibration[:EXAMINATION_IMAGES])
     return {"rows": _plain(table), "fingerprint": zoo.fingerprint(model)}
 
 
