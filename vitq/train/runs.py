@@ -78,6 +78,7 @@ class _Run:
         self.labels = load_soft_labels(config, train_data)
         self.float = load_model(config, train_data).to(ranks.device)
         self.train_data, self.test_data = (preprocessed(part, self.float, config) for part in (train_data, test_data))
+        self.source, self.settings = training_data(config, self.train_data, self.labels, ranks)
         self.labelled = self.float.num_classes == train_data.num_classes
         self.teacher = load_teacher(config, self.float)
         if self.teacher is not None:
@@ -119,16 +120,16 @@ class _Run:
 
     def _train(self, model: nn.Module) -> TrainResult:
         config = self.config
-        images, settings = training_data(config, self.train_data, self.labels, self.ranks)
+        source, settings = self.source, self.settings
         if config.limit_batches is not None:
-            total = settings.total_steps(len(training_source(images, settings, 0, self.ranks.device)))
+            total = settings.total_steps(len(training_source(source, settings, 0, self.ranks.device)))
             settings = settings.cut(min(total, config.limit_batches))
         identity = [config.to_dict(), self.train_data.version]
         if self.labels is not None:
             identity.append(self.labels.version)
         if self.start is not None:
             identity.append(self.start[1]["sha256"])
-        return fit(model, images, settings, callbacks=self.remedies, evaluate=self._evaluate,
+        return fit(model, source, settings, callbacks=self.remedies, evaluate=self._evaluate,
                    loss=task_loss(config, self.teacher), out=self.out, seed=config.seed, identity=identity,
                    start=self.start)
 

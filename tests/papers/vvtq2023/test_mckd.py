@@ -111,7 +111,7 @@ def test_its_learning_rate_is_that_of_the_pass(run, warmup):
         if epoch >= warmup or warmup == 2:
             assert settings.rate(step, whole.steps, len(whole)) == pytest.approx(wanted)
     assert settings.cut(3).rate(2, 3, len(whole)) == settings.rate(2, whole.steps, len(whole))
-    assert len([batch for epoch in range(3) for batch in whole.iterate(epoch)]) == whole.steps
+    assert len([batch for epoch in range(7) for batch in whole.iterate(epoch)]) == whole.steps
 
 
 def test_training_follows_the_teacher_and_goes_on_after_a_stop(run, tmp_path):
