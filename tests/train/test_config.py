@@ -19,6 +19,7 @@ from vitq.train import RunConfig, TrainConfig
     ({"steps": 5, "precision": "fp16"}, "precision='fp16'"),
     ({"steps": 5, "batch_size": 10, "accumulation": 3}, "divisor of batch_size=10"),
     ({"steps": 5, "momentum": 1.0}, "momentum=1.0"),
+    ({"steps": 5, "ema": 1.0}, "ema=1.0"),
     ({"steps": 5, "lerning_rate": 0.1}, "unknown key 'lerning_rate'; did you mean 'learning_rate'.*batch_size"),
 ])
 def test_a_wrong_field_is_named_with_its_value(fields, message):

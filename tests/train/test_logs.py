@@ -1,10 +1,12 @@
 import io
 import json
 import sys
+import types
 
 import pytest
 import torch
 
+from vitq.errors import MissingError
 from vitq.train import logs
 
 
@@ -18,6 +20,30 @@ def test_a_resumed_log_has_no_line_twice_and_survives_a_cut_line(tmp_path):
     again.write(step=6, loss=0.75)
     assert again.history == log.history == [json.loads(line) for line in path.read_text().splitlines()]
     assert logs.MetricsLog(path).history == [] and path.read_text() == "", "a run from the start begins a new log"
+
+
+def test_tensorboard_gets_the_same_numbers_and_its_absence_is_one_line(tmp_path, monkeypatch):
+    seen = []
+
+    class Writer:
+        def __init__(self, folder, purge_step=None):
+            seen.append((folder, purge_step))
+
+        def add_scalar(self, *scalar):
+            seen.append(scalar)
+
+        def flush(self):
+            pass
+
+    name = "torch.utils.tensorboard"
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingError, match="pip install tensorboard"):
+        logs.MetricsLog(tmp_path / "metrics.jsonl", tensorboard=True)
+    monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(SummaryWriter=Writer))
+    logs.MetricsLog(tmp_path / "metrics.jsonl", tensorboard=True).write(event="train", step=2, loss=torch.tensor(0.5))
+    logs.MetricsLog(tmp_path / "metrics.jsonl", step=2, tensorboard=True)
+    assert seen == [(str(tmp_path / "tensorboard"), None), ("train/loss", 0.5, 2), (str(tmp_path / "tensorboard"), 3)]
+    assert logs.MetricsLog(None, tensorboard=True).board is None
 
 
 @pytest.fixture

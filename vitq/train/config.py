@@ -49,6 +49,9 @@ class TrainConfig:
         channels_last: keep images and convolutions in channels-last layout, which the convolutions of a CPU and of a
             GPU in bf16 run faster in (a third less time a step for the micro MobileNet).
         device: "auto", "cpu" or "cuda".
+        ema: decay of a moving average of the weights, in (0, 1), evaluated beside them (metrics that end in `_ema`) and
+            kept in the checkpoints; None for none.
+        tensorboard: write the log for TensorBoard too, into the folder `tensorboard` of the run.
         augment: of training batches, see `vitq.data.batches`; None for the data set's own.
 
     Raises:
@@ -82,6 +85,8 @@ class TrainConfig:
     channels_last: bool = True
     device: Literal["auto", "cpu", "cuda"] = "auto"
     augment: bool | int | None = None
+    ema: float | None = None
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         check_types(self, "train")
@@ -101,6 +106,7 @@ class TrainConfig:
         for name in ("momentum", "label_smoothing"):
             value = getattr(self, name)
             require(0 <= value < 1, "train", name, value, "give a number in [0, 1)")
+        require(self.ema is None or 0 < self.ema < 1, "train", "ema", self.ema, "give a number in (0, 1)")
         require(self.batch_size % self.accumulation == 0, "train", "accumulation", self.accumulation,
                 f"give a divisor of batch_size={self.batch_size}")
         self._check_schedule()

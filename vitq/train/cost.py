@@ -166,6 +166,7 @@ def estimate(config: RunConfig, speed: Speed, *, seeds: int = 1, train_images: i
     steps = settings.total_steps(per_epoch) if limit is None else min(limit, settings.total_steps(per_epoch))
     every = per_epoch if settings.evaluate_every is None else settings.evaluate_every
     evaluations = 2 + 2 * config.evaluate_before + (steps // every if every else 0)
+    evaluations += (settings.ema is not None) * (1 + (steps // every if every else 0))
     evaluated = evaluations * (test_images if limit is None else min(test_images, 256 * limit))
     seconds = (steps * settings.batch_size + evaluated / 3) / speed.images_per_second
     return Cost(speed.device, speed.how, speed.images_per_second, seeds * seconds / 3600, speed.memory_gb,

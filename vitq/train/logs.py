@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vitq.errors import MissingError
+
 LINE_SECONDS = 30.0
 
 
@@ -19,15 +21,20 @@ class MetricsLog:
         path: file to append to; None to keep the history in memory only.
         step: a run that resumes at this step drops later lines, which it is about to write again.
         evaluation_due: it is about to evaluate at this step again, too.
+        tensorboard: write the numbers for TensorBoard too, into the folder `tensorboard` beside the file.
+
+    Raises:
+        MissingError: TensorBoard is not installed.
     """
 
-    def __init__(self, path: Path | None, step: int = 0, evaluation_due: bool = False):
+    def __init__(self, path: Path | None, step: int = 0, evaluation_due: bool = False, tensorboard: bool = False):
         self.path, self.history = path, []
+        self.board = _board(path.parent / "tensorboard", step) if tensorboard and path is not None else None
         if path is not None:
             self.history = [line for line in _read(path) if line["step"] <= step] if step else []
             if evaluation_due:
                 again = ("evaluation", step)
-                self.history = [line for line in self.history if (line["event"], line["step"]) != again]
+                self.history = [line for line in self.history if (line.get("event"), line["step"]) != again]
             path.parent.mkdir(parents=True, exist_ok=True)
             aside = path.with_name(f".tmp-{path.name}")
             aside.write_text("".join(json.dumps(line) + "\n" for line in self.history))
@@ -40,6 +47,10 @@ class MetricsLog:
         if self.path is not None:
             with open(self.path, "a") as file:
                 file.write(json.dumps(line) + "\n")
+        if self.board is not None:
+            for name in sorted(line.keys() - {"event", "step"}):
+                self.board.add_scalar(f"{line['event']}/{name}", line[name], line["step"])
+            self.board.flush()
 
 
 class Progress:
@@ -82,6 +93,15 @@ class Progress:
         """Take the bar away."""
         if self.bar is not None:
             self.bar.close()
+
+
+def _board(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingError("train.tensorboard=True: the package tensorboard is not installed; pip install tensorboard, "
+                           "or leave it out: metrics.jsonl has the same numbers") from None
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from vitq.errors import InputError
 from vitq.train import checkpoints, continuation, diagnosis, snapshot, stop
+from vitq.train.average import WeightAverage
 from vitq.train.callbacks import Callback, CallbackList, TrainState
 from vitq.train.config import TrainConfig
 from vitq.train.evaluation import evaluate as evaluate_on
@@ -67,7 +68,7 @@ def fit(model: nn.Module, train_data: Any, config: TrainConfig, *, callbacks: It
     Raises:
         InputError: wrong data, a folder that holds another run or is in use, unreadable checkpoints, or a loss that
             is not finite.
-        MissingError: no such device, or a disk that is full.
+        MissingError: no such device, a disk that is full, or TensorBoard asked for and not installed.
         Stopped: a signal came within `stop.listening`; with `out`, a checkpoint of the step is written.
     """
     if not isinstance(config, TrainConfig):
@@ -91,6 +92,9 @@ class _Run:
 
     def __init__(self, model, train_data, config, callbacks, evaluate, loss, out, seed, ranks, lock):
         self.config, self.callbacks, self.ranks, self.lock = config, callbacks, ranks, lock
+        self.average = None if config.ema is None else WeightAverage(config.ema)
+        if self.average is not None:
+            self.callbacks = CallbackList([*callbacks.callbacks, self.average])
         self.out = None if out is None else Path(out)
         self.parts = config.accumulation * ranks.count
         if config.batch_size % self.parts:
@@ -123,7 +127,8 @@ class _Run:
         self.callbacks.on_start(state)
         self._resume()
         writes = self.out is not None and self.ranks.main
-        self.log = MetricsLog(self.out / "metrics.jsonl" if writes else None, state.step, self.evaluation_due)
+        self.log = MetricsLog(self.out / "metrics.jsonl" if writes else None, state.step, self.evaluation_due,
+                              self.config.tensorboard)
         self.began = time.monotonic() - self.seconds
         if not self.final:
             progress = Progress(state.total_steps, state.step, self.ranks.main)
@@ -181,6 +186,10 @@ class _Run:
         self.callbacks.before_evaluation(self.state)
         with stop.patience(False):
             metrics = {} if self.evaluate is None else dict(self.evaluate(self.model))
+            if self.average is not None and self.evaluate is not None:
+                self.ranks.average_batch_norm(self.average.model)
+                averaged = self.evaluate(self.average.model)
+                metrics |= {f"{name}_ema": value for name, value in averaged.items() if name != "images"}
         self.model.train()
         metrics |= {name: float(value) for name, value in self.callbacks.metrics().items()}
         self.log.write(event="evaluation", step=self.state.step, epoch=self.state.epoch, **metrics)
@@ -207,6 +216,8 @@ class _Run:
 
     def _save(self) -> None:
         self.ranks.average_batch_norm(self.model)
+        if self.average is not None:
+            self.ranks.average_batch_norm(self.average.model)
         rngs = self.ranks.gather(snapshot.take_rng())
         if self.out is not None and self.ranks.main:
             tensors, meta = snapshot.take(self.model, self.state.optimizers, self.callbacks, rngs)
