@@ -43,6 +43,8 @@ def load_model(config: RunConfig, dataset: Any) -> nn.Module:
                      num_classes=None if teacher_alone else classes)
     if not config.stochastic_depth:
         switch_off_stochastic_depth(model)
+    elif config.stochastic_depth is not True:
+        set_stochastic_depth(model, config.stochastic_depth)
     return model
 
 
@@ -53,6 +55,23 @@ def switch_off_stochastic_depth(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, DropPath):
             module.drop_prob = 0.0
+
+
+def set_stochastic_depth(model: nn.Module, rate: float) -> None:
+    """Drop residual branches of a transformer in training, from never in its first block to `rate` in its last.
+
+    Raises:
+        InputError: the network has no such blocks.
+    """
+    from timm.layers import DropPath
+
+    blocks = [module for module in model.modules() if hasattr(module, "drop_path1") and hasattr(module, "drop_path2")]
+    if not blocks:
+        raise InputError(f"run.stochastic_depth={rate!r}: the network has no transformer blocks of timm; give true or "
+                         "false")
+    for number, block in enumerate(blocks):
+        own = rate * number / max(1, len(blocks) - 1)
+        block.drop_path1, block.drop_path2 = (DropPath(own) if own else nn.Identity() for _ in range(2))
 
 
 def load_teacher(config: RunConfig, model: nn.Module) -> nn.Module | None:
@@ -81,7 +100,7 @@ def label_classes(config: RunConfig, dataset: Any) -> int:
     """
     from vitq.data.soft_labels.layout import HEADER, Header
 
-    folder = _label_folder(config)
+    folder = label_folder(config)
     return Header.read(folder).num_classes if (folder / HEADER).is_file() else dataset.num_classes
 
 
@@ -96,7 +115,7 @@ def load_soft_labels(config: RunConfig, dataset: Any) -> Any:
         return None
     from vitq.data import soft_labels
 
-    given, folder = config.soft_labels, _label_folder(config)
+    given, folder = config.soft_labels, label_folder(config)
     try:
         labels = soft_labels.load(folder, dataset, given.kind)
     except (InputError, MissingError) as error:
@@ -107,7 +126,8 @@ def load_soft_labels(config: RunConfig, dataset: Any) -> Any:
     return labels
 
 
-def _label_folder(config: RunConfig) -> Path:
+def label_folder(config: RunConfig) -> Path:
+    """The folder of a run's soft labels; MissingError, naming `soft_labels.path`, if there is none."""
     path = config.soft_labels.path
     if not path or not Path(path).expanduser().is_dir():
         raise MissingError(f"soft_labels.path={path!r}: there is no such folder; make one with vitq labels make, or "

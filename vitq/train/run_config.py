@@ -151,8 +151,8 @@ class RunConfig:
         model: name in `vitq.zoo`.
         pretrained: begin with pretrained weights.
         checkpoint: file with other weights to begin with.
-        stochastic_depth: train with the network's own rate of dropped residual branches (0.1 in timm's Swin); False
-            for none.
+        stochastic_depth: train with the network's own rate of dropped residual branches (0.1 in timm's Swin, none in
+            its DeiT); False for none; a number for a rate that rises to it from 0, block by block.
         data: `DataConfig`.
         quant: fields of `vitq.QuantSpec`, or None to train in full precision.
         train: `TrainConfig`.
@@ -177,7 +177,7 @@ class RunConfig:
     model: str = "mobilenet_micro"
     pretrained: bool = True
     checkpoint: str | None = None
-    stochastic_depth: bool = True
+    stochastic_depth: bool | float = True
     data: DataConfig = field(default_factory=DataConfig)
     quant: dict | None = field(default_factory=dict)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=1))
@@ -204,6 +204,8 @@ class RunConfig:
                 value = from_mapping(section, value, name)
             object.__setattr__(self, name, value)
         check_types(self, "run")
+        require(self.stochastic_depth is True or 0 <= self.stochastic_depth < 1, "run", "stochastic_depth",
+                self.stochastic_depth, "give true, false or a rate in [0, 1)")
         require(self.calibration_batches >= 1, "run", "calibration_batches", self.calibration_batches,
                 "give at least 1")
         require(not self.mixes or self.train.batch_size % 2 == 0, "train", "batch_size", self.train.batch_size,

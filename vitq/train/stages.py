@@ -20,6 +20,7 @@ from vitq import environment
 from vitq.errors import InputError, MissingError
 from vitq.files import write_text
 from vitq.train import full, report, rows
+from vitq.train.assembly import label_folder
 from vitq.train.rows import Row
 
 
@@ -61,6 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
                            given.limit_batches,
                            labels_path=str(Path(given.labels_path).resolve()) if given.labels_path else "")
         full.check_data(row.config, whole=row.config.scale == "full")
+        if row.config.soft_labels is not None:
+            label_folder(row.config)
         out = Path(given.out) if given.out else environment.home() / "runs" / "full" / row.name
         for folder in write(row, out.resolve()):
             print(folder)
