@@ -10,7 +10,7 @@ import vitq
 from vitq import calibrate, zoo
 from vitq.convert import activation_quantizers, weight_quantizers
 from vitq.errors import InputError
-from vitq.papers.vvtq2023 import BinRegularization, mdq_spec, quantize_mdq, use_head_scales
+from vitq.papers.vvtq2023 import BinRegularization, mdq_spec, quantize_mdq
 from vitq.train.callbacks import TrainState
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -97,14 +97,6 @@ def test_a_saved_network_gives_the_same_outputs(name, mode, tmp_path):
     assert all(own.equal(again.state_dict()[key]) for key, own in model.state_dict().items())
     kinds = [key.rpartition(".")[0] for key in again.state_dict() if key.endswith("input_quantizer.offset")]
     assert kinds == [f"{n}.input_quantizer" for n, _ in model.named_modules() if n.endswith("mlp.fc2")]
-
-
-@pytest.mark.parametrize("name", ["vit_micro", "swin_micro"])
-def test_head_scales_given_afterwards_are_the_same(name):
-    late = quantize_mdq(zoo.load(name), 3, 3, "layer")
-    use_head_scales(late)
-    late, whole = (calibrate(net, [IMAGES]) for net in (late, quantize_mdq(zoo.load(name), 3, 3, "head")))
-    assert late(IMAGES).equal(whole(IMAGES))
 
 
 def test_an_unknown_mode_is_named():

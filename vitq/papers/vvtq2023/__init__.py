@@ -9,7 +9,7 @@ from vitq.papers.vvtq2023.mckd import (
     epoch_plan,
     pass_learning_rate,
 )
-from vitq.papers.vvtq2023.mdq import mdq_spec, quantize_mdq, use_head_scales
+from vitq.papers.vvtq2023.mdq import mdq_spec, quantize_mdq
 from vitq.papers.vvtq2023.obr import BinRegularization, bin_regularization, found_by_float_test
 from vitq.papers.vvtq2023.one_head import one_head_at, one_head_sensitivity
 from vitq.papers.vvtq2023.sensitivity import leave_one_out, leave_one_out_sensitivity, spec_without
@@ -34,6 +34,5 @@ __all__ = [
     "pass_learning_rate",
     "quantize_mdq",
     "spec_without",
-    "use_head_scales",
     "variation",
 ]

@@ -2,17 +2,17 @@
 
 - ``"layer"``, as released: one scale a tensor, gradient scale by the L1 norm.
 - ``"head"``, as the paper describes it: one scale a head for query, key, value, projection and the operands of
-  attention. The released option for this does not work: heads share one table of scales, the weight is split along the
-  wrong axis, and the activation scales are never set.
+  attention. Heads are output rows of query, key and value, (H, d, in), input columns of the projection, (out, H, d),
+  and axis 1 of the operands, (B, H, N, d). The released option for this does not work: heads share one table of scales,
+  the weight is split along the wrong axis, and the activation scales are never set.
 - ``"lsq"``, the baseline: one scale a tensor, LSQ's gradient scale.
 """
 
 from torch import nn
 
-from vitq.convert import QuantSpec, quantize, weight_quantizers
+from vitq.convert import QuantSpec, quantize
 from vitq.numerics import check_choice
-from vitq.papers.vvtq2023.parts import QUERY_KEY_VALUE, parts
-from vitq.quantizers import MDQ, MDQActivation
+from vitq.papers.vvtq2023.parts import parts
 
 MODES = ("layer", "head", "lsq")
 
@@ -56,24 +56,3 @@ def quantize_mdq(model: nn.Module, weight_bits: int, act_bits: int | None, mode:
         gelu_offset: Learn an offset for the outputs of GELU.
     """
     return quantize(model, mdq_spec(model, weight_bits, act_bits, mode, gelu_offset))
-
-
-def use_head_scales(model: nn.Module) -> None:
-    """Give attention of a network quantized with one scale a tensor one a head, in place; calibrate afterwards.
-
-    ``mode="head"`` does the same while it quantizes, and it alone is kept by ``vitq.save``.
-    Heads are output rows of query, key and value, (H, d, in), input columns of the projection, (out, H, d), and axis 1
-    of the operands, (B, H, N, d).
-    """
-    sites = weight_quantizers(model)
-    for part in parts(model):
-        if part.heads is None or part.name not in sites or not isinstance(sites[part.name].quantizer, MDQ):
-            continue
-        quantizer = sites[part.name].quantizer
-        quantizer.set_heads(part.heads, 1 if part.kind == "projection" else 0)
-        quantizer.initialize(sites[part.name].latent)
-        attention = model.get_submodule(part.name.rpartition(".")[0])
-        for name in (*QUERY_KEY_VALUE, "probability"):
-            operand = getattr(attention, f"{name}_quantizer", None)
-            if isinstance(operand, MDQActivation):
-                operand.channel_axis = 1
