@@ -69,3 +69,11 @@ def tiny():
         torch.manual_seed(seed)
         return Detector(DetectorConfig(**{**TINY, **changes})).eval()
     return build
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """Six generated images of 64 pixels."""
+    pytest.importorskip("cv2"), pytest.importorskip("pycocotools")
+    from vitq.detection import make_shapes
+    return make_shapes(tmp_path_factory.mktemp("shapes") / "set", 6, seed=3, size=64)

@@ -5,7 +5,8 @@ from importlib import import_module as _import_module
 _HOME = {
     "load": "checkpoint", "MODELS": "config", "DetectorConfig": "config", "Detector": "model", "Detections": "model",
     "ImageBatch": "images", "load_image": "images", "prepare_image": "images", "read_image": "images",
-    "save": "saving", "open_saved": "saving",
+    "save": "saving", "open_saved": "saving", "CocoSet": "coco", "evaluate": "evaluation", "make_shapes": "shapes",
+    "train": "training", "DetectionLoss": "losses",
 }
 __all__ = list(_HOME)
 
