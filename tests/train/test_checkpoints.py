@@ -1,6 +1,8 @@
+import contextlib
 import errno
 import os
 import random
+import resource
 
 import numpy as np
 import pytest
@@ -144,6 +146,37 @@ def test_a_disk_that_fills_up_in_training_loses_nothing(data, make_network, conf
     with pytest.raises(MissingError, match="step-0000000005 is still good"):
         fit(broken, data, settings, callbacks=[Fill()], out=tmp_path / "broken")
     monkeypatch.undo()
+    broken = make_network()
+    fit(broken, data, settings, out=tmp_path / "broken")
+    assert digest_of(broken) == digest_of(whole)
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """In here no file can grow beyond `size` bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [0, 100, 3000])  # nothing, part of the small file, part of the large one
+def test_files_that_cannot_grow_lose_nothing_older(data, make_network, config, digest_of, tmp_path, size):
+    settings = config(checkpoint_every=5, log_every=20)
+    whole, broken = make_network(), make_network()
+    fit(whole, data, settings, out=tmp_path / "whole")
+    limit = contextlib.ExitStack()
+
+    class Fill(Callback):
+        def after_step(self, state):
+            if state.step == 8:
+                limit.enter_context(largest_file(size))
+
+    with limit, pytest.raises(MissingError, match="step-0000000005 is still good"):
+        fit(broken, data, settings, callbacks=[Fill()], out=tmp_path / "broken")
+    assert [path.name for path in (tmp_path / "broken" / "checkpoints").iterdir()] == ["step-0000000005"]
     broken = make_network()
     fit(broken, data, settings, out=tmp_path / "broken")
     assert digest_of(broken) == digest_of(whole)

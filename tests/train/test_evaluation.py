@@ -1,7 +1,10 @@
+import contextlib
+
 import pytest
 import torch
 from torch import nn
 
+from vitq import data
 from vitq.errors import InputError
 from vitq.train import evaluate
 
@@ -32,6 +35,35 @@ def test_counts_each_image_once_at_any_batch_size(batch_size):
     ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
     assert result["top5"] == pytest.approx(100 * (ranks < 5).sum().item() / 23)
     assert result["loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), abs=1e-6)
+
+
+class Shares:
+    """One of several processes that evaluate together; the sums of those before it are handed on."""
+
+    def __init__(self, index, count, before):
+        self.part, self.before = (index, count), before
+
+    def sum(self, totals):
+        self.totals = totals + self.before
+        return self.totals
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 64])
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_together_count_each_file_once(draw_folder, tmp_path, batch_size, count):
+    folder = draw_folder(tmp_path, [2, 2, 2], [5, 6, 4])  # 15 images: last batches of 1 to 3
+    dataset = data.load("imagenet", "val", path=folder, size=32)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 3)).eval()
+    whole = evaluate(net, dataset, batch_size=15)
+    totals = torch.zeros(6, dtype=torch.float64)
+    for index in range(count):
+        ranks = Shares(index, count, totals)
+        with contextlib.suppress(InputError):  # a process alone may have had no image yet
+            result = evaluate(net, dataset, batch_size=batch_size, ranks=ranks)
+        totals = ranks.totals
+    assert result["images"] == 15 and result["top1"] == whole["top1"] and result["top5"] == whole["top5"]
+    assert result["loss"] == pytest.approx(whole["loss"], abs=1e-6)
 
 
 def test_fewer_than_five_classes_unlabelled_images_and_a_teacher():

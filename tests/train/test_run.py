@@ -140,6 +140,14 @@ def test_a_configuration_that_is_none_is_one_line_too(tmp_path, capsys, text, st
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_folder_that_cannot_be_written_is_one_line_too(tmp_path, capsys):
+    arguments = written(tmp_path, smoke(remedies=[]).to_dict())
+    (tmp_path / "out").touch()
+    assert main(arguments) == 3
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(tmp_path / "out") in error
+
+
 def test_limit_batches_tries_the_whole_path(tmp_path, capsys):
     assert main([*written(tmp_path, smoke(remedies=[]).to_dict()), "--limit-batches", "1"]) == 0
     metrics = json.loads(capsys.readouterr().out)

@@ -252,7 +252,12 @@ def seeded(seed: int, *key: int) -> Iterator[None]:
 
 
 def collate(samples: list) -> tuple[Tensor, Tensor] | InputError:
-    """Stack images (B, 3, H, W) and labels (B,); the first error among the samples instead of a batch."""
+    """Stack images (B, 3, H, W) and labels (B,); the first error among the samples instead of a batch.
+
+    Of no samples, the share of one process in a last small batch, images are (0, 3, 0, 0).
+    """
+    if not samples:
+        return torch.zeros(0, 3, 0, 0), torch.zeros(0, dtype=torch.long)
     for sample in samples:
         if isinstance(sample, InputError):
             return sample

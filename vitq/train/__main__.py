@@ -29,6 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (InputError, MissingError) as error:
         _say(f"error: {error}")
         return 2 if isinstance(error, InputError) else 3
+    except OSError as error:  # a full disk, most of all; checkpoints say so themselves
+        _say(f"error: {error.filename or given.out}: {error.strerror or error}; mend it and run the same command again")
+        return 3
     except stop.Stopped as error:
         _say(str(error))
         return error.code
