@@ -11,6 +11,7 @@ Afterwards `vitq collect`, or the row's notebook, makes the records.
 
 import argparse
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -52,15 +53,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vitq.train.stages", description=__doc__.partition("\n")[0])
     parser.add_argument("row", help="name of a parameter file in notebooks/params/full, or its path")
     parser.add_argument("--data-path", required=True, help="folder with train/CLASS/ and val/CLASS/")
-    parser.add_argument("--labels-path", default="", help="folder of the soft labels, for a run that has such")
+    parser.add_argument("--labels-path", help="folder of soft labels, for a run that has such (default: VITQ_LABELS)")
     parser.add_argument("--out", help="folder of the row's runs (default: runs/full/ROW)")
     parser.add_argument("--limit-batches", type=int, default=0, help="try the path: so many batches, no result")
     given = parser.parse_args(arguments)
     try:
-        scale = rows.read(given.row).config.scale
-        row = rows.resolve(given.row, {}, [], [], scale, str(Path(given.data_path).resolve()), "auto",
+        config, labels = rows.read(given.row).config, given.labels_path
+        if labels is None and config.soft_labels is not None:
+            labels = os.environ.get("VITQ_LABELS")
+        row = rows.resolve(given.row, {}, [], [], config.scale, str(Path(given.data_path).resolve()), "auto",
                            given.limit_batches,
-                           labels_path=str(Path(given.labels_path).resolve()) if given.labels_path else "")
+                           labels_path=str(Path(labels).resolve()) if labels else "")
         full.check_data(row.config, whole=row.config.scale == "full")
         if row.config.soft_labels is not None:
             label_folder(row.config)
