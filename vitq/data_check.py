@@ -70,19 +70,19 @@ class Report:
 
 
 def check(path: str | Path, sample: int = 200, classes: int | None = 1000) -> Report:
-    """Look at the folders train and val of an ImageFolder, or at tar shards of both.
+    """Look at the folders train and val of an ImageFolder, or at tar shards or parquet files of both.
 
     Args:
-        path: The folder that holds train/CLASS/ and val/CLASS/, or the shards.
+        path: The folder that holds train/CLASS/ and val/CLASS/, or the files.
         sample: Images of each split to read.
         classes: Number of classes that must be there; None for any.
     """
-    from .data import shards
+    from .data import _reader, folder
     from .data.folder import require
 
     report = Report(str(path))
-    if any(shards.shards(path).values()):
-        return _check_shards(path, sample, classes, report)
+    if (reader := _reader(path)) is not folder:
+        return _check_packed(reader, path, sample, classes, report)
     try:
         folders = require(path)
     except MissingError as error:
@@ -106,14 +106,12 @@ def check(path: str | Path, sample: int = 200, classes: int | None = 1000) -> Re
     return report
 
 
-def _check_shards(path: str | Path, sample: int, classes: int | None, report: Report) -> Report:
-    """The same for tar shards: the first thing that loading refuses, and a sample of images."""
+def _check_packed(reader: Any, path: str | Path, sample: int, classes: int | None, report: Report) -> Report:
+    """The same for tar shards and parquet files: the first thing that loading refuses, and a sample of images."""
     from collections import Counter
 
-    from .data import shards
-
     try:
-        found = {name: shards.load("imagenet", name, path, num_classes=classes) for name in ("train", "val")}
+        found = {name: reader.load("imagenet", name, path, num_classes=classes) for name in ("train", "val")}
     except (InputError, MissingError) as error:
         report.error(str(error))
         report.status = 3 if isinstance(error, MissingError) else 2

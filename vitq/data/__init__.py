@@ -39,8 +39,8 @@ def load(
         size: Side in pixels instead of the set's own: 32 for digits and glyphs, 224 for photos and imagenet.
         images: Number of images instead of all that the split has.
         seed: Seed of generated content or of the division into splits; it has nothing to do with training.
-        path: The folder with train/CLASS/ and val/CLASS/, or with tar shards (`vitq.data.shards`), for imagenet;
-            otherwise the variable VITQ_IMAGENET is used.
+        path: The folder with train/CLASS/ and val/CLASS/, with tar shards (`vitq.data.shards`) or with the parquet
+            files of Hugging Face (`vitq.data.parquet`), for imagenet; otherwise the variable VITQ_IMAGENET is used.
         num_classes: Refuse a set with another number of classes.
 
     Raises:
@@ -123,9 +123,11 @@ def _module(name: str):
 
 
 def _reader(path: str | Path):
-    """The module that reads a folder: of tar shards, if it holds any."""
-    shards = import_module("vitq.data.shards")
-    return shards if any(shards.shards(path).values()) else _module("imagenet")
+    """The module that reads a folder: of tar shards or parquet files, if it holds any, or of class folders."""
+    shards, parquet = (import_module(f"vitq.data.{name}") for name in ("shards", "parquet"))
+    if any(shards.shards(path).values()):
+        return shards
+    return parquet if parquet.files(path) else _module("imagenet")
 
 
 def _folder_path(path: str | Path | None) -> str | Path:
