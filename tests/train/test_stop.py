@@ -36,12 +36,28 @@ except stop.Stopped as error:
 if Ranks("cpu").main:
     json.dump([result.history, result.final], open(sys.argv[1] + "/seen.json", "w"))
 """
-PARENT = """
+TORCHRUN = """
 import sys
 from vitq.processes import RunFailed, torchrun
 try:
     torchrun(sys.argv[1:], nproc=2)
 except RunFailed as error:
+    print(error)
+    sys.exit(error.code)
+"""
+NOTEBOOK = """
+import json, sys
+from vitq import launch
+cell = f"from vitq.processes import torchrun; torchrun({sys.argv[1:]}, nproc=2)"
+cells = [{"cell_type": "code", "id": name, "metadata": {"tags": tags}, "source": source, "execution_count": None,
+          "outputs": []} for name, tags, source in (("a", ["parameters"], "x: int = 1"), ("b", [], cell))]
+kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+book = sys.argv[2] + "/n.ipynb"
+with open(book, "w") as file:
+    json.dump({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}, file)
+try:
+    launch.run_notebook(book, sys.argv[2] + "/out.ipynb")
+except launch.RunFailed as error:
     print(error)
     sys.exit(error.code)
 """
@@ -107,10 +123,11 @@ def test_outside_of_a_run_the_signals_are_what_they_were(data, make_network, con
         fit(make_network(), data, config(), out=tmp_path)
 
 
-def test_sigterm_to_the_parent_of_two_ranks(make_network, make_problem, config, tmp_path):
+@pytest.mark.parametrize("parent", [TORCHRUN, NOTEBOOK], ids=["torchrun", "notebook"])
+def test_sigterm_to_the_parent_of_two_ranks(make_network, make_problem, config, tmp_path, parent):
     script, log = tmp_path / "script.py", tmp_path / "metrics.jsonl"
     script.write_text(SCRIPT.format(here=os.path.dirname(__file__)))
-    command = [sys.executable, "-c", PARENT, str(script), str(tmp_path)]
+    command = [sys.executable, "-c", parent, str(script), str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     deadline = time.monotonic() + 120
@@ -118,14 +135,19 @@ def test_sigterm_to_the_parent_of_two_ranks(make_network, make_problem, config, 
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
         time.sleep(0.02)
     family = psutil.Process(process.pid).children(recursive=True)
-    assert len(family) >= 3, "torchrun and two ranks"
+    assert len(family) >= (3 if parent is TORCHRUN else 5), "torchrun and two ranks; papermill and its kernel"
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 143, said
-    assert "stopped by" in said and "is written; the same command goes on" in said and "Traceback" not in said
+    if parent is TORCHRUN:
+        assert "stopped by" in said and "is written; the same command goes on" in said and "Traceback" not in said
+    else:
+        assert "was interrupted by SIGTERM" in said
     assert not [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     (checkpoint,) = (tmp_path / "checkpoints").iterdir()
     assert 2 <= int(checkpoint.name.removeprefix("step-")) < 40
+    if parent is NOTEBOOK:
+        return  # the same ranks go on
     again = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert again.returncode == 0, again.stdout + again.stderr
     history, final = json.loads((tmp_path / "seen.json").read_text())
