@@ -92,6 +92,31 @@ def test_hours_follow_steps_seeds_and_evaluations(config):
     assert limited.device_hours < once.device_hours / 2
 
 
+def test_an_average_of_the_weights_is_evaluated_too_and_a_pass_of_crops_only_once(config):
+    speed = cost.Speed("x", "y", images_per_second=10.0, memory_gb=None, checkpoint_gb=1.0)
+
+    def hours(**changes):
+        changed = dataclasses.replace(config, train=dataclasses.replace(config.train, evaluate_every=None, **changes))
+        return cost.estimate(changed, speed, train_images=1600, test_images=300)
+
+    more = hours(ema=0.9).device_hours - hours().device_hours
+    assert more == pytest.approx((2 + 1) * 100 / 10 / 3600), "after both epochs and at the end"
+    soft = dataclasses.replace(config, teacher=None, soft_labels={"crops": 2}, train=dataclasses.replace(
+        config.train, evaluate_every=None, batch_size=2))
+    single = dataclasses.replace(soft, soft_labels={"crops": 1})
+    seconds = [3600 * cost.estimate(one, speed, train_images=1600, test_images=300).device_hours
+               for one in (single, soft)]
+    assert seconds[0] - seconds[1] == pytest.approx(100 / 10)
+
+
+def test_runs_that_differ_in_bits_are_counted_once_and_one_in_full_precision_apart(config, monkeypatch):
+    counted = []
+    monkeypatch.setattr(plan, "count", lambda config: counted.append(config) or len(counted))
+    known, wide = {}, dataclasses.replace(config, quant=config.quant | {"weight_bits": 7})
+    plain = dataclasses.replace(config, quant=None)
+    assert [plan.speed_of(one, known) for one in (config, wide, plain)] == [1, 1, 2]
+
+
 def test_list_of_runs(tmp_path, capsys):
     assert plan.main([str(tmp_path), "--out", str(tmp_path / "runs.csv")]) == 3
     assert capsys.readouterr().err.count("\n") == 1

@@ -18,6 +18,7 @@ from vitq.train.run_config import RunConfig
 
 START, END = "<!-- table {paper}: start -->", "<!-- table {paper}: end -->"
 COMMAND = "vitq run notebooks/{paper}/imagenet.ipynb -f notebooks/params/full/{file}.yml -p data_path IMAGENET"
+MORE = {"vvtq2023": " -p labels_path LABELS"}  # what a paper's runs need besides
 LIST = "_full_runs"
 
 
@@ -77,9 +78,10 @@ def cost_of(row: Row, known: dict[tuple, Speed]) -> Cost:
 
 def speed_of(config: RunConfig, known: dict[tuple, Speed]) -> Speed:
     """Counted speed, kept in `known`: configurations that differ only in bits, rates and strengths share it."""
-    kinds = {name: value for name, value in config.quant.items() if name not in ("weight_bits", "act_bits")}
-    key = (config.model, config.train.batch_size, config.quant["act_bits"] is None, str(sorted(kinds.items())),
-           str(config.teacher), *sorted(entry["name"] for entry in config.remedies))
+    quant = config.quant or {}
+    kinds = {name: value for name, value in quant.items() if name not in ("weight_bits", "act_bits")}
+    key = (config.model, config.train.batch_size, config.quant is None, quant.get("act_bits") is None,
+           str(sorted(kinds.items())), str(config.teacher), *sorted(entry["name"] for entry in config.remedies))
     if key not in known:
         known[key] = count(config)
     return known[key]
@@ -117,4 +119,5 @@ def _cells(entry: dict[str, str], paper: str) -> tuple[str, ...]:
     row = f"{entry['table']}: {entry['network']} {entry['bits']}, {entry['method']}"
     row += f", {entry['setting']}" if entry["setting"] else ""
     shown = (entry[name] for name in ("published top-1", "seeds", "GPU hours", "status"))
-    return (f"`{entry['file']}.yml`", row, *shown, f"`{COMMAND.format(paper=paper, file=entry['file'])}`")
+    command = COMMAND.format(paper=paper, file=entry["file"]) + MORE.get(paper, "")
+    return (f"`{entry['file']}.yml`", row, *shown, f"`{command}`")
