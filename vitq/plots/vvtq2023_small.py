@@ -53,7 +53,7 @@ def by_layer(table: pd.DataFrame, columns: dict[str, str], log: tuple[str, ...] 
     for ax, (column, label) in zip(np.atleast_1d(axes), columns.items(), strict=True):
         for i, (network, part) in enumerate(table.groupby("network", sort=False)):
             ax.scatter(part["depth"], part[column], color=_BLIND[i], marker=MARKERS[i], s=16, alpha=0.8, label=network)
-        ax.set(xlabel="depth (share of the layers)", ylabel=label)
+        ax.set(xlabel="relative depth", ylabel=label)
         if column in log:
             ax.set_yscale("log")
             ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
