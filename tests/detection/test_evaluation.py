@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vitq.detection.coco import CocoSet
-from vitq.detection.evaluation import average_precision, detect_all, evaluate
+from vitq.detection.evaluation import MAX_DETECTIONS, average_precision, detect_all, evaluate
 from vitq.detection.masks import encode_masks
 from vitq.detection.model import Detections
 from vitq.detection.results import as_results
@@ -30,6 +30,16 @@ def test_what_is_marked_has_an_ap_of_one(shapes):
     for kind in ("box", "mask"):
         found = average_precision(shapes, perfect(shapes), kind)
         assert found["AP"] == pytest.approx(1) and found["AP75"] == pytest.approx(1) and found["AP_large"] is None
+
+
+def test_more_than_100_detections_of_an_image_count_for_the_recall_alone(shapes):
+    """120 sure but wrong boxes first: the right ones come too late for the AP."""
+    assert MAX_DETECTIONS == [100, 300, 1000]
+    results = perfect(shapes)
+    wrong = [{"image_id": 1, "category_id": n, "bbox": [0, 0, 1, 1], "score": 0.99} for n in range(1, 5)]
+    for number, expected in ((99, False), (120, True)):
+        drowned = {1: [{k: v for k, v in e.items() if k != "segmentation"} for e in results[1]] + wrong * number}
+        assert (average_precision(shapes, drowned)["AP"] == 0) == expected
 
 
 def test_moved_boxes_lose_box_ap_alone(shapes):

@@ -102,11 +102,11 @@ def test_parts_stages_and_proposals(tiny, monkeypatch, cascade, kept):
     asked, ious, stages = [], [], []
     propose, sample, refine = model.rpn.propose, module.sample_regions, model.roi.refine
     monkeypatch.setattr(model.rpn, "propose", lambda *a: asked.append(a[-2:]) or propose(*a))
-    monkeypatch.setattr(module, "sample_regions", lambda *a: ious.append((a[4], a[5])) or sample(*a))
+    monkeypatch.setattr(module, "sample_regions", lambda *a: ious.append(a[4:]) or sample(*a))
     monkeypatch.setattr(model.roi, "refine", lambda *a: stages.append(a[3]) or refine(*a))
     found = DetectionLoss(model).parts(model(torch.randn(1, 3, 64, 64)), Targets([target()]))
     assert asked == [(2000, kept)]
-    assert ious == ([(0.5, False), (0.6, False), (0.7, False)] if cascade else [(0.5, True)])
+    assert ious == ([(0.5, False, 512), (0.6, False, 512), (0.7, False, 512)] if cascade else [(0.5, True, 512)])
     assert stages == ([0, 1] if cascade else [])
     assert set(found) == {"rpn_class", "rpn_box"} | {f"{n}_{s}" for n in ("class", "box", "mask")
                                                      for s in range(3 if cascade else 1)}

@@ -6,7 +6,7 @@ _HOME = {
     "load": "checkpoint", "MODELS": "config", "DetectorConfig": "config", "Detector": "model", "Detections": "model",
     "ImageBatch": "images", "load_image": "images", "prepare_image": "images", "read_image": "images",
     "save": "saving", "open_saved": "saving", "CocoSet": "coco", "evaluate": "evaluation", "make_shapes": "shapes",
-    "train": "training", "DetectionLoss": "losses",
+    "train": "training", "DetectionLoss": "losses", "quantize": "quantization",
 }
 __all__ = list(_HOME)
 

@@ -25,6 +25,7 @@ class DetectorConfig:
         proposals: Proposals an image that the box heads see in evaluation.
         score_threshold: Detections below it are dropped.
         detections: Most detections an image.
+        samples: Boxes an image that the heads are trained on.
     """
 
     cascade: bool = False
@@ -42,6 +43,7 @@ class DetectorConfig:
     proposals: int = 1000
     score_threshold: float = 0.05
     detections: int = 100
+    samples: int = 512
 
     def __post_init__(self) -> None:
         for name in ("depths", "heads"):
@@ -49,7 +51,7 @@ class DetectorConfig:
             if len(getattr(self, name)) != 4:
                 raise InputError(f"{name}={getattr(self, name)!r}: give one number for each of the four stages")
         for name in ("classes", "embed_dim", "window", "channels", "hidden", "anchor_scale", "mask_convs", "proposals",
-                     "detections"):
+                     "detections", "samples"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)!r}: give at least 1")
 

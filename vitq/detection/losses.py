@@ -4,7 +4,7 @@ Proposals: binary cross-entropy of 256 sampled anchors an image (half of them po
 best of an object from .3 on, against below .3), and the L1 distance of the positives' deltas, both over the number of
 samples. Cascade: smooth L1 with :math:`\beta = 1/9`, and anchors that leave the image are not looked at.
 
-Heads: 512 sampled boxes an image, a quarter positive at most; cross-entropy; for the box L1 of the deltas, or in
+Heads: 512 sampled boxes an image (``samples`` of the configuration), a quarter positive at most; cross-entropy; for the box L1 of the deltas, or in
 Cascade 10 GIoU of the decoded box, summed over the positives and divided by *all* samples; binary cross-entropy of the
 own class's mask. Cascade's stages have IoU thresholds .5, .6, .7 and weights 1, .5, .25; the boxes of a stage are the
 moved boxes of the one before without the objects' own.
@@ -83,7 +83,8 @@ class DetectionLoss(nn.Module):
                sizes: list[tuple[int, int]]) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The boxes for the next stage and the losses of this one."""
         roi, classes = self.detector.roi, self.detector.config.classes
-        sampled = [sample_regions(own, target.boxes, target.labels, classes, STAGE_IOU[stage], not self.cascade)
+        sampled = [sample_regions(own, target.boxes, target.labels, classes, STAGE_IOU[stage], not self.cascade,
+                                  self.detector.config.samples)
                    for own, target in zip(boxes, targets, strict=True)]
         logits, deltas = roi.boxes(maps, stage, [s.boxes for s in sampled])
         labels = torch.cat([s.labels for s in sampled])

@@ -1,4 +1,4 @@
-"""One file a detector: safetensors, with the configuration in its header."""
+"""One file a detector, float or quantized: safetensors, with the configuration in its header."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ FORMAT = "vitq-detector-1"
 
 
 def save(model: nn.Module, file: str | Path, **notes: str) -> Path:
-    """Write a float detector atomically.
+    """Write a detector atomically.
 
     Args:
         model: The detector.
@@ -24,6 +24,8 @@ def save(model: nn.Module, file: str | Path, **notes: str) -> Path:
     from vitq.train.checkpoints import save_tensors
 
     header = {"format": FORMAT, "config": json.dumps(model.config.to_dict()), **notes}
+    if hasattr(model, "quantization"):
+        header["quantization"] = json.dumps(model.quantization)
     save_tensors(file, model.state_dict(), header)
     return Path(file)
 
@@ -48,6 +50,8 @@ def load_into(model: nn.Module, file: str | Path) -> None:
     from vitq.saving import load_state
 
     header, state = _read(file)
+    if "quantization" in header and not hasattr(model, "quantization"):
+        raise InputError(f"file={str(file)!r} holds a quantized detector; open it with vitq.detection.open_saved")
     if json.loads(header["config"]) != json.loads(json.dumps(model.config.to_dict())):
         raise InputError(f"file={str(file)!r} holds a detector of another configuration, {header['config']}")
     load_state(model, state, file)
@@ -58,9 +62,14 @@ def open_saved(file: str | Path) -> nn.Module:
     from vitq.detection.config import DetectorConfig
     from vitq.detection.model import Detector
 
-    model = Detector(DetectorConfig.from_dict(json.loads(read_header(file)["config"]))).eval()
+    header = read_header(file)
+    model = Detector(DetectorConfig.from_dict(json.loads(header["config"]))).eval()
+    if "quantization" in header:
+        from vitq.detection.quantization import rebuild
+
+        model = rebuild(model, json.loads(header["quantization"]))
     load_into(model, file)
-    return model
+    return model.eval()
 
 
 def _read(file: str | Path) -> tuple[dict[str, str], dict]:
