@@ -4,10 +4,10 @@ Proposals: binary cross-entropy of 256 sampled anchors an image (half of them po
 best of an object from .3 on, against below .3), and the L1 distance of the positives' deltas, both over the number of
 samples. Cascade: smooth L1 with :math:`\beta = 1/9`, and anchors that leave the image are not looked at.
 
-Heads: 512 sampled boxes an image (``samples`` of the configuration), a quarter positive at most; cross-entropy; for the box L1 of the deltas, or in
-Cascade 10 GIoU of the decoded box, summed over the positives and divided by *all* samples; binary cross-entropy of the
-own class's mask. Cascade's stages have IoU thresholds .5, .6, .7 and weights 1, .5, .25; the boxes of a stage are the
-moved boxes of the one before without the objects' own.
+Heads: 512 sampled boxes an image (``samples`` of the configuration), a quarter positive at most; cross-entropy; for
+the box L1 of the deltas, or in Cascade 10 GIoU of the decoded box, summed over the positives and divided by *all*
+samples; binary cross-entropy of the own class's mask. Cascade's stages have IoU thresholds .5, .6, .7 and weights 1,
+.5, .25; the boxes of a stage are the moved boxes of the one before without the objects' own.
 """
 
 import torch
