@@ -21,7 +21,7 @@ SLURM = FULL / "slurm"
 SCRIPTS = sorted(SLURM.glob("*.sbatch"))
 SBATCH = {"job-name", "nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "mem", "time", "requeue",
           "signal", "open-mode"}
-LISTS = {"nagel.txt": "nagel_*.yml", "ofq.txt": "ofq_*.yml"}
+LISTS = {"nagel.txt": "nagel_*.yml", "ofq.txt": "ofq_*.yml", "vvtq.txt": "vvtq_*.yml"}
 
 
 def commands() -> list[list[str]]:
@@ -96,7 +96,7 @@ def test_lists_are_the_parameter_files():
         assert lines == sorted(file.stem for file in FULL.glob(pattern) if not file.stem.endswith("_stage1"))
         folder = "notebooks/params/full/slurm"
         assert f"--array=0-{len(lines) - 1} {folder}/array.sbatch {folder}/{name} " in text
-    named = set(re.findall(r"\b(?:nagel|ofq)_imagenet_\w+", text))
+    named = set(re.findall(r"\b(?:nagel|ofq|vvtq)_imagenet_\w+", text))
     assert named and all((FULL / f"{name}.yml").is_file() for name in named)
     for line in text.splitlines():
         for path in re.findall(r"notebooks/\S+\.(?:sbatch|txt)", line):

@@ -16,6 +16,7 @@ notebook_of() { # ROW
   case "$1" in
     nagel_*) echo notebooks/nagel2022/imagenet.ipynb ;;
     ofq_*) echo notebooks/ofq2023/imagenet.ipynb ;;
+    vvtq_*) echo notebooks/vvtq2023/imagenet.ipynb ;;
     *) fail "no notebook is known for $1" ;;
   esac
 }
