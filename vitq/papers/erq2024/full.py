@@ -59,7 +59,9 @@ class Bench:
         classes = IMAGENET["classes"] if self.whole else None
         sets = [data.load("imagenet", split, path=self.path, num_classes=classes) for split in ("train", "val")]
         other = None if sets[1].num_classes == IMAGENET["classes"] else sets[1].num_classes
-        self.model = zoo.load(self.job.model, checkpoint=self.checkpoint or None, num_classes=other)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of a head for other classes
+            self.model = zoo.load(self.job.model, checkpoint=self.checkpoint or None, num_classes=other)
         self.fingerprint = zoo.fingerprint(self.model)
         self.train, self.test = (self._seen(found) for found in sets)
         if len(self.train) < self.job.images:

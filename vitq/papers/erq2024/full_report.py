@@ -110,8 +110,9 @@ def make(job: Job, seeds: list[int], scale: str, bench: Bench | None, float_resu
     shared = {"claim": TABLE, "model": job.network, "data": "imagenet", "scale": scale}
     made = []
     for method in job.methods:
-        names = {"method": NAMES[method], "bits": job.bits, "variant": job.variant,
-                 "paper": published(job, method), "config": config | {"arguments": job.arguments(method)}}
+        names = {"method": NAMES[method], "setting": "dual" if method == "erq_plus" else "", "bits": job.bits,
+                 "variant": job.variant, "paper": published(job, method),
+                 "config": config | {"arguments": job.arguments(method)}}
         if reason:
             made.append(Record(**shared, **names, checkpoint=job.model, status="not run", reason=reason))
             continue
