@@ -29,11 +29,11 @@ def plan(config: RunConfig, images: int) -> "Figure":
     remedies = [build_remedy(entry) for entry in config.remedies if entry["name"] == "bin_regularization"]
     figure, axes = grid(1, 1 + len(remedies), height=2.8, squeeze=False)
     rates = [config.train.rate(start, epochs, 1) for start in starts]
-    axes[0, 0].stairs(rates, edges, baseline=None, color=COLORS["LSQ"], linewidth=2)
+    axes[0, 0].stairs(rates, edges, baseline=None, color=COLORS["LSQ"], linewidth=2, clip_on=False)
     axes[0, 0].set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     for axis, remedy in zip(axes[0, 1:], remedies, strict=True):
         strengths = [remedy.strength(start, epochs) for start in starts]
-        axis.stairs(strengths, edges, baseline=None, color=COLORS["dampening"], linewidth=2)
+        axis.stairs(strengths, edges, baseline=None, color=COLORS["dampening"], linewidth=2, clip_on=False)
         axis.set(xlabel="epoch", ylabel=r"strength $\lambda$", ylim=(0, None))
     return figure
 
@@ -42,7 +42,7 @@ def accuracy(histories: dict[int, list[dict[str, Any]]], published: "pandas.Data
     """Top-1 after each pass of the seeds that were run, beside that of the released log.
 
     Args:
-        histories: lines of metrics.jsonl by seed; none shows the published curve alone.
+        histories: lines of metrics.jsonl by seed; none shows the published curve alone, if there is one.
         published: rows of the table of published curves, whose settings are ``epoch N``.
         starts: epoch at the start of each pass.
     """
@@ -59,4 +59,6 @@ def accuracy(histories: dict[int, list[dict[str, Any]]], published: "pandas.Data
     axis.set(xlabel="epoch at the start of the pass", ylabel="test top-1 (%)")
     if axis.get_legend_handles_labels()[0]:
         axis.legend()
+    else:
+        axis.text(0.5, 0.5, "not run, and no log was published", transform=axis.transAxes, ha="center", va="center")
     return figure
