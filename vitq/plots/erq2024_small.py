@@ -10,6 +10,7 @@ from vitq.plots import DASHES, MARKERS, grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 _BLIND = ("#949494", "#0173b2", "#de8f05", "#029e73", "#cc78bc", "#d55e00", "#ca9161")
@@ -41,7 +42,17 @@ def by_method_and_bits(table: pd.DataFrame, columns: dict[str, str], log: Sequen
         ax.set(xticks=range(len(widths)), xticklabels=widths, ylabel=label, xlim=(-0.5, len(widths) - 0.5))
         if column in log:
             ax.set_yscale("log")
+            _few_numbers(ax.yaxis)
     return _legend(figure, axes[0][0])
+
+
+def _few_numbers(axis: "Axis", subs: Sequence[int] = (1, 2, 5)) -> None:
+    """Plain numbers on a logarithmic axis, at these multiples of powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: "Figure", ax: "Axes", columns: int = 4) -> "Figure":
@@ -110,7 +121,9 @@ def proxy(rows: list[dict]) -> "Figure":
         values = [v for row in own for v in (*row["proxy"], *row["true"]) if v > 0]
         ax.plot([min(values), max(values)], [min(values), max(values)], color="black", linewidth=0.8)
         ax.set(xscale="log", yscale="log", title=layer.removeprefix("blocks."), xlabel="proxy")
-        ax.tick_params(labelsize=9)
+        for axis in (ax.xaxis, ax.yaxis):
+            _few_numbers(axis, (1,))
+        ax.tick_params(labelsize=8)
     axes[0][0].set_ylabel("error, other images")
     return _legend(figure, axes[0][0])
 
@@ -132,34 +145,40 @@ def program(table: pd.DataFrame) -> "Figure":
     return _legend(figure, axes[0], 5)
 
 
-def lines(table: pd.DataFrame, x: str, label: str, columns: dict[str, str], by: str = "method") -> "Figure":
+def lines(table: pd.DataFrame, x: str, label: str, panels: dict[str, str], by: str = "method",
+          columns: int = 4) -> "Figure":
     """Metrics over a setting on a logarithmic axis, a panel a metric; mean over draws with every draw as a marker.
 
     Args:
         table: Columns ``x``, ``by`` and the metrics.
         x: Column of the setting.
         label: Its axis label.
-        columns: Axis label of each metric.
+        panels: Axis label of each metric.
         by: Column of the series.
+        columns: Of the legend.
     """
-    figure, axes = grid(1, len(columns), height=3.2, squeeze=False)
-    for ax, (column, name) in zip(axes[0], columns.items(), strict=True):
+    figure, axes = grid(1, len(panels), height=3.2 + 0.2 * (table[by].nunique() // columns), squeeze=False)
+    for ax, (column, name) in zip(axes[0], panels.items(), strict=True):
         for i, (series, part) in enumerate(table.groupby(by, sort=False)):
             color = PALETTE.get(series, _BLIND[i % len(_BLIND)])
             mean = part.groupby(x)[column].mean()
             ax.plot(mean.index, mean, color=color, linestyle=DASHES[i % len(DASHES)], label=series)
-            ax.scatter(part[x], part[column], color=color, marker=MARKERS[i], s=16, alpha=0.6)
+            ax.scatter(part[x], part[column], color=color, marker=MARKERS[i % len(MARKERS)], s=16, alpha=0.6)
         ax.set(xscale="log", xlabel=label, ylabel=name)
-    return _legend(figure, axes[0][0])
+        values = sorted(set(table[x]))
+        ax.set_xticks(values, [f"{value:g}" for value in values])
+        ax.minorticks_off()
+    return _legend(figure, axes[0][0], columns)
 
 
-def differences(table: pd.DataFrame, column: str, label: str) -> "Figure":
+def differences(table: pd.DataFrame, column: str, label: str, neutral: float = 0.0) -> "Figure":
     """Differences to a reference, one row a setting, one marker a draw, a bar for the mean.
 
     Args:
         table: Columns ``setting`` and the difference.
         column: The difference.
         label: Axis label.
+        neutral: Where there is no difference.
     """
     settings = list(dict.fromkeys(table["setting"]))
     figure, ax = grid(height=0.36 * len(settings) + 1.0)
@@ -167,7 +186,7 @@ def differences(table: pd.DataFrame, column: str, label: str) -> "Figure":
         values = table[table["setting"] == setting][column]
         ax.scatter(values, [i] * len(values), color=_BLIND[1], marker="o", s=24, alpha=0.7)
         ax.plot([values.mean()] * 2, [i - 0.25, i + 0.25], color=_BLIND[1], linewidth=2)
-    ax.axvline(0, color="black", linewidth=0.8)
+    ax.axvline(neutral, color="black", linewidth=0.8)
     ax.set(yticks=range(len(settings)), yticklabels=settings, xlabel=label)
     ax.invert_yaxis()
     return figure

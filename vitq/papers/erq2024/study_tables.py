@@ -51,7 +51,7 @@ def reductions(layers: pd.DataFrame) -> pd.DataFrame:
     Args:
         layers: Rows of :func:`vitq.papers.erq2024.study_shared.layer_errors`.
     """
-    found = layers[layers["inputs"] > 0]
+    found = layers[layers["inputs"] > 1e-9]  # the first layer sees the image itself
     return found.assign(kind=found["layer"].str.rsplit(".", n=1).str[-1],
                         Aqer=100 * (1 - found["aqer"] / found["inputs"]),
                         Wqer=100 * (1 - found["rounding_wqer"] / found["rounding_nearest"]))
