@@ -53,3 +53,12 @@ def test_only_what_is_sure_enough_is_drawn():
     drawn = drawing.draw(image, found, ["a", "b"], 0.3)
     expected = (np.array(drawing.colour(0)) * drawing.OPACITY).round()
     assert np.abs(drawn[30, 15] - expected).max() <= 1 and (drawn[30, 45] == 0).all() and (image == 0).all()
+
+
+def test_a_quantized_detector_draws_too(tiny, shapes, tmp_path, capsys):
+    from vitq.detection.quantization import quantize
+    model = tiny(classes=4, detections=3, depths=(1, 1, 1, 1), mask_convs=1, proposals=20)
+    file = save(quantize(model, shapes.batch(2), "repq").model, tmp_path / "q.safetensors")
+    assert detect(shapes.path(1), "--out", tmp_path / "q.png", "--checkpoint", file, "--short", 64, "--long", 64,
+                  "--threshold", 0) == 0
+    assert "3 of 3 detections" in capsys.readouterr().out

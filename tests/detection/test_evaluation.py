@@ -130,3 +130,15 @@ def test_classes_must_fit(tiny, shapes):
 
 def test_a_part_of_the_images(tiny, shapes):
     assert len(detect_all(tiny(classes=4, detections=2), shapes, limit=2, progress=False)) == 2
+
+
+def test_no_detection_and_one(tiny, shapes):
+    """Nothing above the threshold, or one box: entries, masks and AP all the same."""
+    none, one = tiny(classes=4, score_threshold=0.99), tiny(classes=4, detections=1)
+    results = detect_all(none, shapes, limit=2, progress=False)
+    assert results == {1: [], 2: []} and average_precision(shapes, results, "mask")["AP"] == 0
+    found, = none(shapes.batch(1))
+    assert found.masks().shape == (0, 64, 64) and found.encoded_masks() == []
+    results = detect_all(one, shapes, progress=False)
+    assert [len(own) for own in results.values()] == [1] * 6
+    assert average_precision(shapes, results, "mask")["AP"] is not None
