@@ -9,7 +9,8 @@ fail() { # MESSAGE: nothing was started
 
 check_row() { # ROW DATA
   [ -f "notebooks/params/full/$1.yml" ] || fail "there is no file notebooks/params/full/$1.yml"
-  [ -d "$2/train" ] && [ -d "$2/val" ] || fail "there is no train/ and val/ in '$2'"
+  [ -d "$2/train" ] && [ -d "$2/val" ] || compgen -G "$2/*.tar" > /dev/null || compgen -G "$2/*.parquet" > /dev/null ||
+    compgen -G "$2/data/*.parquet" > /dev/null || fail "there is no train/ and val/ in '$2', and no shards"
 }
 
 notebook_of() { # ROW
@@ -29,18 +30,19 @@ release_locks() { # ROW
   fi
 }
 
-# Run a command; SIGTERM, which SLURM sends before the time is up, ends it and queues the job again. A child of the
-# shell in the background, and not the shell itself: bash runs a trap only when the command in front has ended.
+# Run a command; SIGTERM (or SIGUSR1), which SLURM sends before the time is up, lets it write a checkpoint and end, and
+# queues the job again. A child of the shell in the background, and not the shell itself: bash runs a trap only when the
+# command in front has ended.
 requeue_on_term() { # COMMAND...
   local stopped=0 code=0
   "$@" &
   local child=$!
-  trap 'stopped=1; kill -TERM $child 2>/dev/null' TERM
+  trap 'stopped=1; kill -TERM $child 2>/dev/null' TERM USR1
   while true; do
     wait "$child" && code=0 || code=$?
     kill -0 "$child" 2>/dev/null || break
   done
-  trap - TERM
+  trap - TERM USR1
   if [ "$stopped" = 1 ] && [ "$code" != 0 ]; then
     echo "interrupted: job $SLURM_JOB_ID is queued again and goes on from its last checkpoint"
     scontrol requeue "$SLURM_JOB_ID"
