@@ -202,11 +202,11 @@ def test_a_run_killed_in_a_pass_ends_with_the_same_record(full_run, folder, tmp_
     folders = {name: tmp_path / name for name in ("whole", "killed")}
     for place in folders.values():
         place.mkdir()
-    notebook.kill_training(notebook.start(folders["killed"]), folders["killed"] / "run", 3)
+    notebook.kill_training(notebook.start(folders["killed"]), folders["killed"] / "run", 3, limit=500)
     assert not (folders["killed"] / "run" / "seed-0" / "result.json").exists()
     both = [notebook.start(place) for place in folders.values()]
     for process in both:
-        output = process.communicate(timeout=300)[0]
+        output = process.communicate(timeout=600)[0]
         assert process.returncode == 0, output
     found = [json.loads((place / "record.json").read_text()) for place in folders.values()]
     for key in ("metrics", "data_version", "checkpoint", "seeds", "images", "status", "scale", "method"):
