@@ -2,7 +2,7 @@
 
 Every training step is timed in turn with its reference (A B A B ...), so that a change in the machine's speed hits
 both; the figure is the median of the ratios of neighbours. Exit status 1 if a bound is exceeded. `--out FILE` writes a
-CSV.
+CSV. At the end the rate at which one core reads JPEG files is printed (`bench_reading.py`).
 """
 
 import argparse
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 
+import bench_reading
 import timm
 import torch
 from torch import nn
@@ -119,6 +120,7 @@ def main() -> int:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
+    bench_reading.main([])
     return int(any(float(row["measured"]) > row["bound"] for row in rows))
 
 
