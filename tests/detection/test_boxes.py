@@ -68,6 +68,7 @@ def test_scores_must_exceed_005_and_100_boxes_stay():
     scores = torch.tensor([[0.05, 0.06, 0.89]]).expand(150, 3)  # the last is the background
     found, score, labels = multiclass_nms(boxes, scores, 0.05, 0.5, 100)
     assert len(found) == 100 and set(labels.tolist()) == {1} and score.eq(0.06).all()
+    assert len(multiclass_nms(boxes, scores, 0.05, 0.5, 1000)[0]) == 150  # 0.05 itself is not enough
     assert len(multiclass_nms(boxes[:0], scores[:0], 0.05, 0.5, 100)[0]) == 0
 
 
