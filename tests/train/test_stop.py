@@ -24,7 +24,7 @@ class Slow(Callback):
     def after_step(self, state):
         time.sleep(0.05)
 
-config = TrainConfig(steps=40, batch_size=16, learning_rate=0.05, log_every=2, checkpoint_every=0, device="cpu")
+config = TrainConfig(steps=40, batch_size=16, learning_rate=0.05, log_every=1, checkpoint_every=0, device="cpu")
 try:
     with stop.listening():
         result = fit(network(norm=False), problem(), config, evaluate=problem(31, seed=5), out=sys.argv[1],
@@ -151,7 +151,7 @@ def test_sigterm_to_the_parent_of_two_ranks(make_network, make_problem, config, 
     again = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert again.returncode == 0, again.stdout + again.stderr
     history, final = json.loads((tmp_path / "seen.json").read_text())
-    alone = fit(make_network(norm=False), make_problem(), config(steps=40, log_every=2), evaluate=make_problem(31, 5))
+    alone = fit(make_network(norm=False), make_problem(), config(steps=40, log_every=1), evaluate=make_problem(31, 5))
     assert [line["step"] for line in history] == [line["step"] for line in alone.history]
     assert [line["loss"] for line in history] == pytest.approx([line["loss"] for line in alone.history], abs=1e-5)
     assert final == pytest.approx(alone.final, abs=1e-5)
