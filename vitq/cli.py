@@ -57,10 +57,11 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch-size", type=int, default=256, metavar="N", help="default: 256")
     evaluate.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default) or cuda")
 
-    from . import collect, data_check, labels_cli, plan_cli, quantize_cli
+    from . import collect, data_check, detect_cli, labels_cli, plan_cli, quantize_cli
     from .importing import cli as import_cli
 
     quantize_cli.add(command("quantize", None, "quantize a pretrained transformer after training (ERQ and baselines)"))
+    detect_cli.add(command("detect", None, "boxes and masks of one image, drawn into it"))
     labels_cli.add(command("labels", None, "soft labels of stored crops: make, info, check"))
     data_check.add(command("data", None, "data sets: check"))
     plan_cli.add(command("plan", None, "full runs: published accuracy, cost, done or not"))
