@@ -10,7 +10,7 @@ import yaml
 from vitq import cli, collect
 from vitq.errors import MissingError
 from vitq.records import Record
-from vitq.train import full, rows, run
+from vitq.train import full, plan, rows, run
 from vitq.train.checkpoints import save_checkpoint
 from vitq.train.lock import RunLock
 
@@ -226,7 +226,7 @@ def test_what_is_not_there(place, tmp_path, capsys):
 
 
 def test_rows_of_the_book_are_told_apart():
-    known = [rows.read(file) for file in sorted(rows.folder().glob("*.yml"))]
+    known = [rows.read(file) for file in plan.parameter_files(rows.folder())]
     for row in known:
         config = row.changed(train={"device": "cuda"}, data={"path": "/data"}).config.to_dict() | {"seed": 3}
         for name in (row.name, collect._default_name(row), "any"):

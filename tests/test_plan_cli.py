@@ -72,3 +72,10 @@ def test_wrong_arguments_are_one_line(some, tmp_path):
         plan(some, "nagel")
     with pytest.raises(MissingError, match="no parameter file"):
         plan(tmp_path / "nothing")
+
+
+def test_jobs_without_training_stand_under_their_paper():
+    lines = plan(paper="erq2024")
+    assert len(lines) == 21 and {line["paper"] for line in lines} == {"erq2024"}
+    assert {line["bits"] for line in lines} == {"W3A4", "W4A4", "W5A5"}
+    assert len({line["network"] for line in lines}) == 7

@@ -75,6 +75,7 @@ def collect(folders: Iterable[str | Path], params: str | Path | None = None, rec
     """
     from .records import records_folder
     from .train import rows
+    from .train.plan import parameter_files
 
     found: dict[Path, list[Path]] = {}
     for folder in map(Path, folders):
@@ -86,7 +87,7 @@ def collect(folders: Iterable[str | Path], params: str | Path | None = None, rec
         raise MissingError(f"there is no run in {', '.join(map(str, folders))}: no seed-N folder with a config.yml, "
                            "checkpoints or a result.json")
     place = Path(params) if params is not None else rows.folder()
-    known = [rows.read(file) for file in sorted(place.glob("*.yml"))]
+    known = [rows.read(file) for file in parameter_files(place)]
     if not known:
         raise MissingError(f"there is no parameter file in {place}")
     target = Path(records) if records is not None else records_folder()

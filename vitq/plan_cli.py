@@ -39,7 +39,7 @@ def run(given: argparse.Namespace) -> int:
     files = [entry for entry in lines if entry["file"]]
     done = sum(entry["status"] == "done" for entry in files)
     print(f"{len(files)} runs, {done} done; estimated {hours:.0f} GPU hours on one A100 80 GB, {disk:.0f} GB of disk")
-    if missing := sum(not entry[COSTS[0]] for entry in files):
+    if missing := sum(bool(entry["table"]) and not entry[COSTS[0]] for entry in files):
         print(f"{missing} without an estimate: vitq plan --estimate counts them")
     return 0
 
@@ -66,7 +66,8 @@ def plan(folder: str | Path | None = None, paper: str | None = None, estimate: b
     found = [rows.read(file) for file in parameter_files(folder)]
     if not found:
         raise MissingError(f"there is no parameter file in {folder}")
-    papers = sorted({_paper(row) for row in found})
+    others = _other_jobs(folder, dict.fromkeys(["paper", *line(found[0], None)], ""))
+    papers = sorted({_paper(row) for row in found} | {entry["paper"] for entry in others})
     if paper is not None and paper not in papers:
         raise InputError(f"paper={paper!r}: there are parameter files of {', '.join(papers)}")
     found = [row for row in found if paper in (None, _paper(row))]
@@ -79,7 +80,7 @@ def plan(folder: str | Path | None = None, paper: str | None = None, estimate: b
         elif estimate:
             entry = line(row, cost_of(row, known))
         lines.append({"paper": _paper(row)} | entry)
-    lines += [entry for entry in _other_jobs(folder, lines[0]) if paper is None]
+    lines += [entry for entry in others if paper in (None, entry["paper"])]
     return lines + (_without_file(found, folder, lines[0], paper) if without_file else [])
 
 
@@ -99,13 +100,28 @@ def _kept() -> dict[str, dict[str, str]]:
 
 
 def _other_jobs(folder: Path, like: dict[str, str]) -> list[dict[str, str]]:
-    """Parameter files of jobs that are no training runs, by name: what they cost and rerun, their notebooks say."""
+    """Jobs that are no training runs, such as those of ERQ: what they cost, their notebooks say."""
+    import yaml
+
     from .train.plan import parameter_files
 
-    others = sorted(set(folder.glob("*.yml")) - set(parameter_files(folder)))
-    known = {"status": "not run", "reason": "no training run; its notebook says what it costs"}
-    return [dict.fromkeys(like, "") | {"paper": file.stem.partition("_")[0], "file": file.stem} | known
-            for file in others]  # fmt: skip
+    lines = []
+    for file in sorted(set(folder.glob("*.yml")) - set(parameter_files(folder))):
+        given = yaml.safe_load(file.read_text(encoding="utf-8"))
+        job = given.get("job", {})
+        bits = f"W{job['weight_bits']}A{job['act_bits']}" if "weight_bits" in job else ""
+        lines.append(dict.fromkeys(like, "") | {
+            "paper": _long_name(file.stem.partition("_")[0]), "run": file.stem.partition("_imagenet_")[2] or file.stem,
+            "file": file.stem, "network": job.get("network", ""), "method": ", ".join(job.get("methods", [])),
+            "bits": bits, "seeds": str(len(given.get("seeds", []))), "status": "not run",
+            "reason": "no training run; its notebook says what it costs"})  # fmt: skip
+    return lines
+
+
+def _long_name(short: str) -> str:
+    """Name of a paper with its year, such as erq2024 for erq."""
+    folders = sorted((Path(__file__).parent / "papers").glob(f"{short}[0-9]*"))
+    return folders[0].name if folders else short
 
 
 def _without_file(found: list[Row], folder: Path, like: dict[str, str], paper: str | None) -> list[dict[str, str]]:
