@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import timm
 import torch
+from bench_report import printed
 
 from vitq import data, environment, zoo
 from vitq.errors import MissingError
@@ -133,13 +134,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     measured = rows(options.rounds, options.threads)
-    print(f"ERQ, {options.threads} threads, {environment.hardware()}")
-    for row in measured:
-        bound = row["bound"]
-        bar = "" if bound is None else f"{'within' if row['good'] else 'MISSES'} {bound:,}"
-        value = f"{row['measured']:,.0f}" if row["measured"] >= 100 else f"{row['measured']:.3g}"
-        print(f"{row['figure']:<52} {value:>8}  {bar:<14} {row['note']}")
-    return int(not all(row["good"] for row in measured))
+    return printed(f"ERQ, {options.threads} threads, {environment.hardware()}", measured, (52, 8, 14))
 
 
 if __name__ == "__main__":

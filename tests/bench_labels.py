@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bench_report import printed
 
 from vitq import data, environment, zoo
 from vitq.data import photos
@@ -151,13 +152,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     measured = rows(options.images, options.rounds)
-    print(f"soft labels, {CROPS} crops, k = {LABEL.top_k}, 1 thread, {environment.hardware()}")
-    for row in measured:
-        bound = row["bound"]
-        bar = "" if bound is None else f"{'within' if row['good'] else 'MISSES'} {bound:,}"
-        value = f"{row['measured']:,.0f}" if row["measured"] >= 100 else f"{row['measured']:.3g}"
-        print(f"{row['figure']:<46} {value:>10}  {bar:<20} {row['note']}")
-    return int(not all(row["good"] for row in measured))
+    title = f"soft labels, {CROPS} crops, k = {LABEL.top_k}, 1 thread, {environment.hardware()}"
+    return printed(title, measured, (46, 10, 20))
 
 
 if __name__ == "__main__":

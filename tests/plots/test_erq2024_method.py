@@ -1,21 +1,10 @@
 """Figures of ERQ's method notebook: they draw the data that they are given."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 
 from vitq.plots import erq2024_method as plots
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def labels(ax):

@@ -1,20 +1,9 @@
 """Figures of ERQ's small study: they draw the data that they are given."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
 from vitq.plots import erq2024_small as plots
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def test_each_draw_has_a_marker_and_each_mean_a_bar():

@@ -1,21 +1,10 @@
 """Figures of the method notebook: they draw the data that they are given."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import pytest
 import torch
 
 from vitq.papers.nagel2022 import toy_regression
 from vitq.plots import nagel2022_method as plots
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def test_one_panel_an_estimator_with_target_and_threshold():

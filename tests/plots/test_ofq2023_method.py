@@ -1,21 +1,10 @@
 """Figures of OFQ's method notebook: they draw the data that they are given."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import pytest
 import torch
 
 from vitq.papers.ofq2023.toy import scale_derivative, toy_regression
 from vitq.plots import ofq2023_method as plots
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def labels(ax):

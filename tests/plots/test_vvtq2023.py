@@ -1,22 +1,11 @@
 """Figures of VVTQ's notebooks: they draw the data that they are given."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
 
 from vitq.plots import vvtq2023_method as method
 from vitq.plots import vvtq2023_small as small
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def test_ridges_have_one_row_a_group():
