@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+import vitq
+from vitq import zoo
 from vitq.errors import InputError
 from vitq.train import cost, plan, roofline
 from vitq.train.run_config import RunConfig, TeacherConfig
@@ -39,8 +41,6 @@ def test_counted_kernels_grow_with_the_batch(config):
 def test_operations_are_three_times_those_of_the_forward_pass(config):
     from torch.utils.flop_counter import FlopCounterMode
 
-    from vitq import zoo
-
     counter = roofline.StepCount()
     cost._steps(dataclasses.replace(config, quant=None, remedies=[]), 4, 2, counter, 7)
     net = zoo.load("mobilenet_micro", pretrained=False, num_classes=7)
@@ -55,6 +55,31 @@ def test_remedies_cost_kernels(config):
     cost._steps(dataclasses.replace(config, remedies=[]), 2, 2, plain, 7)
     cost._steps(config, 2, 2, tracked, 7)
     assert len(tracked.kernels) > len(plain.kernels)
+
+
+def test_bin_regularization_costs_passes_over_the_weights_although_it_begins_late(config):
+    def counted(remedies):
+        counter = roofline.StepCount()
+        cost._steps(dataclasses.replace(config, remedies=remedies), 2, 2, counter, 7)
+        return counter
+
+    late = {"name": "bin_regularization", "weight": 0.01, "begin": 0.25, "epochs": 150, "crops": 4}
+    plain, regularized = counted([]), counted([late])
+    more = sum(moved for moved, _ in regularized.kernels) - sum(moved for moved, _ in plain.kernels)
+    model = vitq.quantize(zoo.load(config.model, pretrained=False, num_classes=7), vitq.QuantSpec(3, 3))
+    weights = 4 * sum(site.latent.numel() for site in vitq.weight_quantizers(model).values())
+    assert 10 * weights < more < 150 * weights, "bytes of element-wise passes over the quantized weights"
+    assert len(regularized.kernels) > len(plain.kernels)
+
+
+def test_stochastic_depth_is_that_of_the_run(config):
+    counts = []
+    for rate in (0.5, False):
+        counter = roofline.StepCount()
+        changed = dataclasses.replace(config, model="vit_micro", remedies=[], stochastic_depth=rate)
+        cost._steps(changed, 2, 2, counter, 7)
+        counts.append(len(counter.kernels))
+    assert counts[0] > counts[1]
 
 
 def test_kernels_of_ofq_are_counted_as_on_a_gpu(config):
