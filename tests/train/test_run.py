@@ -60,6 +60,21 @@ def test_a_run_from_start_to_end(tmp_path):
         run(smoke(seed=1), tmp_path)
 
 
+@pytest.mark.parametrize("quantized", [True, False])
+def test_the_averaged_weights_are_a_file_too(tmp_path, quantized):
+    train = smoke().to_dict()["train"] | {"ema": 0.5}
+    config = smoke(train=train, evaluate_before=False, **({} if quantized else {"quant": None, "remedies": []}))
+    metrics = run(config, tmp_path)["metrics"]
+    if quantized:
+        model = vitq.load(tmp_path / "model_ema.safetensors")
+    else:
+        model = zoo.load("mobilenet_micro", checkpoint=tmp_path / "model_ema.safetensors", num_classes=10)
+    pixels, test = zoo.preprocessing(model), data.load("digits", "test", images=40)
+    seen = evaluate(model, test.normalized_for(pixels["mean"], pixels["std"]))
+    assert seen["loss"] == pytest.approx(metrics["loss_ema"], rel=1e-5) != pytest.approx(metrics["loss_pre_bn"])
+    assert seen["top1"] == pytest.approx(metrics["top1_ema"])
+
+
 def test_a_crashed_run_ends_with_the_same_metrics(tmp_path):
     register_remedy("crash", f"{__name__}.Crash")
     config = smoke(remedies=[*smoke().remedies, {"name": "crash"}])

@@ -1,6 +1,7 @@
 """A whole run from its configuration: load, quantize, calibrate, train, evaluate, write the result."""
 
 import contextlib
+import copy
 import itertools
 import resource
 import sys
@@ -15,7 +16,7 @@ import vitq
 from vitq import zoo
 from vitq.errors import InputError
 from vitq.files import read_json, write_json
-from vitq.train import checkpoints, continuation
+from vitq.train import checkpoints, continuation, snapshot
 from vitq.train.assembly import (
     load_data,
     load_model,
@@ -26,6 +27,7 @@ from vitq.train.assembly import (
     task_loss,
     training_data,
 )
+from vitq.train.average import WeightAverage
 from vitq.train.evaluation import evaluate, has_batch_norm, reestimated
 from vitq.train.lock import RunLock
 from vitq.train.loop import ASIDE_SEED, TrainResult, fit, training_source
@@ -33,7 +35,8 @@ from vitq.train.ranks import Ranks
 from vitq.train.remedies import build_remedy
 from vitq.train.run_config import RunConfig
 
-RESULT, MODEL, MODEL_REESTIMATED = "result.json", "model.safetensors", "model_bn.safetensors"
+RESULT, MODEL = "result.json", "model.safetensors"
+MODEL_REESTIMATED, MODEL_AVERAGED = "model_bn.safetensors", "model_ema.safetensors"
 
 
 def run(config: RunConfig, out: Path | str) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def run(config: RunConfig, out: Path | str) -> dict[str, Any]:
     Args:
         config: what to do.
         out: gets metrics.jsonl, checkpoints/, model.safetensors (as trained), model_bn.safetensors (batch-norm
-            statistics re-estimated) and result.json.
+            statistics re-estimated), model_ema.safetensors (with `train.ema`, the averaged weights) and result.json.
 
     Returns:
         The content of result.json: config, config_hash, metrics, steps, seconds, peak_memory_mb, data_version,
@@ -97,6 +100,8 @@ class _Run:
         metrics = before | self._final(model, trained)
         images = metrics.pop("images")
         self._save(model)
+        if self.settings.ema is not None and self.ranks.main:
+            self._save(self._averaged(model), MODEL_AVERAGED)
         result = {
             "config": self.config.to_dict(), "config_hash": self.config.hash,
             "metrics": {name: value for name, value in metrics.items() if value is not None},
@@ -151,6 +156,13 @@ class _Run:
             vitq.save(model, self.out / name, num_classes=model.num_classes)
         else:
             checkpoints.save_tensors(self.out / name, model.state_dict())
+
+    def _averaged(self, model: nn.Module) -> nn.Module:
+        """A copy of the model with the averaged weights, which the last checkpoint holds."""
+        tensors, _ = checkpoints.latest_checkpoint(self.out / "checkpoints")
+        twin = copy.deepcopy(model)
+        twin.load_state_dict(snapshot.below(tensors, f"callbacks.{len(self.remedies)}_{WeightAverage.__name__}."))
+        return twin
 
     def _evaluate(self, model: nn.Module) -> dict[str, float]:
         metrics = evaluate(model, self.test_data, batch_size=min(256, 2 * self.config.train.batch_size),
