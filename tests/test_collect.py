@@ -232,3 +232,13 @@ def test_rows_of_the_book_are_told_apart():
         for name in (row.name, collect._default_name(row), "any"):
             found, reason = collect._row(collect.Path(name), [json.loads(json.dumps(config))], known)
             assert found is not None and found.name == row.name, (name, reason)
+
+
+def test_epochs_are_those_that_training_counts():
+    from vitq.collect import _epochs
+    from vitq.train import rows
+
+    soft = rows.read("vvtq_imagenet_main_deit_t_w4a4").config
+    assert (soft.train.epochs, soft.soft_labels.crops) == (150, 4)
+    assert _epochs(soft) == 38  # 37 passes with four crops, then two single-crop epochs that share one
+    assert _epochs(rows.read("nagel_imagenet_t6_mobilenetv2_w3a3_freeze").config) == 90

@@ -91,6 +91,14 @@ def test_full_disk_keeps_the_old_record(tmp_path, monkeypatch, call):
     assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
 
 
+def test_a_method_with_a_plus_has_a_file_of_its_own():
+    def name(method):
+        return Record("claim", "net", method, "W4A4", "data", {"top1": 1.0}).filename
+
+    assert name("ERQ+") == "claim-net-erq_plus-w4a4-data-small.json" != name("ERQ")
+    assert name("LSQ + Freeze") == "claim-net-lsq_freeze-w4a4-data-small.json"
+
+
 def test_bits_names():
     assert [records.bits_name(4, 4), records.bits_name(3), records.bits_name(None, 8), records.bits_name(None)] == [
         "W4A4", "W3", "A8", "FP32"]  # fmt: skip

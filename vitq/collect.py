@@ -12,6 +12,7 @@ hand when it is collected. Its hardware is what the result tells, device and num
 import argparse
 import dataclasses
 import datetime
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from .errors import InputError, MissingError
 if TYPE_CHECKING:
     from .records import Record
     from .train.rows import Row
+    from .train.run_config import RunConfig
 
 # What may differ from the parameter file: how a run is computed and watched, not what is computed.
 FREE = {"seed", "continue_from", "data.path", "soft_labels.path", "train.device", "train.log_every",
@@ -150,7 +152,7 @@ def _unfinished(place: Path) -> str:
 
     epochs = ""
     try:
-        total = RunConfig.from_yaml(place / "config.yml").train.total_steps(1)
+        total = _epochs(RunConfig.from_yaml(place / "config.yml"))
         meta = read_json(list_checkpoints(place / "checkpoints")[-1] / META)
         epochs = f"at step {meta['step']:,}, in epoch {meta['epoch'] + 1} of {total}"
     except (InputError, MissingError, IndexError, KeyError, TypeError):
@@ -160,6 +162,18 @@ def _unfinished(place: Path) -> str:
     if owner is not None and _alive(owner, lock):
         return f"running on {owner['host']} (process {owner['pid']}), last checkpoint {epochs or 'not written yet'}"
     return f"stopped {epochs}; the same command goes on" if epochs else "no checkpoint yet, and no process at work"
+
+
+def _epochs(config: "RunConfig") -> int:
+    """Epochs as training counts them: with soft labels a pass over ImageNet with several crops of each image is one."""
+    if config.soft_labels is None:
+        return config.train.total_steps(1)
+    from .papers.vvtq2023.mckd import epoch_plan
+    from .train.full import IMAGENET
+
+    plan = epoch_plan(IMAGENET["train"], config.train.batch_size, config.train.epochs, config.soft_labels.crops,
+                      config.train.warmup_epochs)
+    return math.ceil(sum(part.steps for part in plan) / max(part.steps for part in plan))
 
 
 def _row(folder: Path, configs: list[dict[str, Any]], known: Sequence["Row"]) -> tuple["Row | None", str]:

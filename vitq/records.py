@@ -122,9 +122,10 @@ class Record:
 
     @property
     def filename(self) -> str:
-        """File name, from what distinguishes this record from others, so that a rerun replaces it."""
+        """File name, from what distinguishes this record from others, so that a rerun replaces it; ERQ+ is not ERQ."""
         parts = (self.claim, self.model, self.method, self.setting, self.variant, self.bits, self.data, self.scale)
-        return "-".join(re.sub(r"[^a-z0-9.]+", "_", part.lower()).strip("_") for part in parts if part) + ".json"
+        named = (part.lower().removesuffix("+") + "_plus" * part.endswith("+") for part in parts if part)
+        return "-".join(re.sub(r"[^a-z0-9.]+", "_", part).strip("_") for part in named) + ".json"
 
     def write(self, folder: str | Path) -> Path:
         """Write the record atomically, with source hash, versions, hardware, time and date filled in.

@@ -56,8 +56,15 @@ def load(file: str | Path) -> nn.Module:
     return model.eval()
 
 
-def read(file: str | Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Header and tensors of a saved model; errors as in :func:`load`."""
+def read(file: str | Path, formats: tuple[str, ...] = (FORMAT, ERQ_FORMAT),
+         writer: str = "vitq.save") -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Header and tensors of a saved model; errors as in :func:`load`.
+
+    Args:
+        file: Path of the file.
+        formats: Those that are read.
+        writer: The function that writes them, for the message.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not Path(file).is_file():
@@ -68,8 +75,8 @@ def read(file: str | Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
             state = {key: stream.get_tensor(key) for key in stream.keys()}
     except (SafetensorError, OSError) as error:
         raise InputError(f"file={str(file)!r} is no complete safetensors file ({error}); save it again") from None
-    if header.get("format") not in (FORMAT, ERQ_FORMAT):
-        raise InputError(f"file={str(file)!r} was not written by vitq.save (format {header.get('format')!r})")
+    if header.get("format") not in formats:
+        raise InputError(f"file={str(file)!r} was not written by {writer} (format {header.get('format')!r})")
     return header, state
 
 

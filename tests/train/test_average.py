@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import vitq
+from vitq.papers.nagel2022.freezing import IterativeFreezing
 from vitq.train import Callback, fit
 from vitq.train.checkpoints import latest_checkpoint
 
@@ -46,6 +47,26 @@ def test_it_is_the_moving_average_of_all_floats(data, make_network, config, tmp_
     plain = make_network()
     plain.load_state_dict(seen) if not quantized else net.load_state_dict(seen)
     assert vitq.train.evaluate(net if quantized else plain, data)["loss"] == pytest.approx(result.final["loss_ema"])
+
+
+def test_it_goes_with_freezing_that_begins_later(data, make_network, config, digest_of, tmp_path):
+    def attempt(folder, crash=None):
+        net = vitq.quantize(make_network(), vitq.QuantSpec(weight_bits=3, act_bits=4))
+        vitq.calibrate(net, [data[0]])
+        freezing = IterativeFreezing(0.1, 0.05, momentum=0.1, begin=0.3)
+        result = fit(net, data, config(ema=0.9, checkpoint_every=4, learning_rate=0.2), evaluate=data,
+                     callbacks=[freezing, Watch(0.9, crash)], out=tmp_path / folder)
+        return digest_of(net), result.final
+
+    whole = attempt("whole")
+    assert whole[1]["frozen"] > 0, "nothing was frozen: the test is vacuous"
+    seen = averaged(tmp_path / "whole")
+    assert any(name.endswith("frozen") for name in seen)
+    for crash in (3, 15):  # before the masks are there, and after
+        with pytest.raises(KeyboardInterrupt):
+            attempt("broken", crash)
+    assert attempt("broken") == whole
+    assert all(value.equal(averaged(tmp_path / "broken")[name]) for name, value in seen.items())
 
 
 def test_it_changes_nothing_in_training_and_survives_a_crash(data, make_network, config, digest_of, tmp_path):

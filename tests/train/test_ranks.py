@@ -40,6 +40,43 @@ def test_two_ranks_equal_one_process_at_the_same_batch(make_network, make_proble
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
 
 
+STOPPED = """
+import json, sys
+sys.path.insert(0, {here!r})
+from conftest import network, problem
+from vitq.train import Callback, TrainConfig, fit
+from vitq.train.ranks import Ranks
+
+
+class Stop(Callback):
+    def after_step(self, state):
+        if state.step == int(sys.argv[2]):
+            raise KeyboardInterrupt
+
+
+config = TrainConfig(steps=8, batch_size=16, learning_rate=0.05, log_every=4, checkpoint_every=2, device="cpu")
+try:
+    result = fit(network(norm=False), problem(), config, callbacks=[Stop()], out=sys.argv[1])
+except KeyboardInterrupt:
+    sys.exit(0)
+if Ranks("cpu").main:
+    json.dump([line["loss"] for line in result.history if line["event"] == "train"], open(sys.argv[1] + "/seen", "w"))
+"""
+
+
+def test_a_log_line_over_a_resume_has_the_loss_of_all_ranks(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(STOPPED.format(here=os.path.dirname(__file__)))
+    for folder, stop in (("whole", -1), ("broken", 7), ("broken", -1)):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script),
+                   str(tmp_path / folder), str(stop)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120,
+                              env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-2000:]
+    whole, broken = (json.loads((tmp_path / folder / "seen").read_text()) for folder in ("whole", "broken"))
+    assert len(whole) == 2 and broken[-1] == whole[-1]
+
+
 TWO_HEADS = """
 import json, sys
 import torch

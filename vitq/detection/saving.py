@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from vitq.errors import InputError, MissingError
+from vitq.errors import InputError
 
 FORMAT = "vitq-detector-1"
 
@@ -73,17 +73,6 @@ def open_saved(file: str | Path) -> nn.Module:
 
 
 def _read(file: str | Path) -> tuple[dict[str, str], dict]:
-    from safetensors import SafetensorError, safe_open
+    from vitq.saving import read
 
-    if not Path(file).is_file():
-        raise MissingError(f"file={str(file)!r} does not exist")
-    try:
-        with safe_open(str(file), "pt") as stream:
-            header = stream.metadata() or {}
-            state = {key: stream.get_tensor(key) for key in stream.keys()}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"file={str(file)!r} is no complete safetensors file ({error}); save it again") from None
-    if header.get("format") != FORMAT:
-        raise InputError(f"file={str(file)!r} was not written by vitq.detection.save "
-                         f"(format {header.get('format')!r})")
-    return header, state
+    return read(file, (FORMAT,), "vitq.detection.save")

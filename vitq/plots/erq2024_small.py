@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from vitq import plots
 from vitq.plots import DASHES, MARKERS, grid
 
 if TYPE_CHECKING:
@@ -16,34 +17,16 @@ if TYPE_CHECKING:
 _BLIND = ("#949494", "#0173b2", "#de8f05", "#029e73", "#cc78bc", "#d55e00", "#ca9161")
 METHODS = ("Nearest", "RepQ-ViT", "GPTQ", "Aqer", "Wqer", "ERQ", "ERQ+")
 PALETTE = dict(zip(METHODS, _BLIND, strict=True))
-MARKS = dict(zip(METHODS, MARKERS, strict=True))
 RULES = {"nearest": "nearest", "snap_code": "as released", "hard_paper": "as printed", "exact_gain": "exact gain"}
 
 
 def by_method_and_bits(table: pd.DataFrame, columns: dict[str, str], log: Sequence[str] = ()) -> "Figure":
-    """One panel a metric: bit widths on the x axis, one marker a draw, a bar for the mean, by method.
-
-    Args:
-        table: Columns ``method``, ``bits`` and the metrics; a metric may be missing (NaN) in some rows.
-        columns: Axis label of each metric to show.
-        log: Metrics with a logarithmic axis.
-    """
-    figure, axes = grid(1, len(columns), height=3.6, squeeze=False)
-    widths = list(dict.fromkeys(table["bits"]))
-    methods = [m for m in METHODS if m in set(table["method"])]
-    for ax, (column, label) in zip(axes[0], columns.items(), strict=True):
-        for i, method in enumerate(methods):
-            part, shift = table[table["method"] == method], 0.11 * (i - (len(methods) - 1) / 2)
-            place = part["bits"].map(widths.index).to_numpy() + shift
-            ax.scatter(place, part[column], color=PALETTE[method], marker=MARKS[method], s=20, alpha=0.7, label=method)
-            for at, mean in part.groupby("bits")[column].mean().items():
-                x = widths.index(at) + shift
-                ax.plot([x - 0.05, x + 0.05], [mean] * 2, color=PALETTE[method], linewidth=2)
-        ax.set(xticks=range(len(widths)), xticklabels=widths, ylabel=label, xlim=(-0.5, len(widths) - 0.5))
+    """:func:`vitq.plots.by_method_and_bits` in this study's colours, with plain numbers on logarithmic axes."""
+    figure = plots.by_method_and_bits(table, columns, PALETTE, log=log, height=3.6, shift=0.11)
+    for ax, column in zip(figure.axes, columns, strict=True):
         if column in log:
-            ax.set_yscale("log")
             _few_numbers(ax.yaxis)
-    return _legend(figure, axes[0][0])
+    return figure
 
 
 def _few_numbers(axis: "Axis", subs: Sequence[int] = (1, 2, 5)) -> None:

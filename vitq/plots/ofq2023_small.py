@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from vitq.plots import DASHES, MARKERS, grid
+from vitq import plots
+from vitq.plots import DASHES, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 _BLIND = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#949494"]
 METHODS = ("LSQ", "LSQ + Dampen", "LSQ + Freeze", "StatsQ", "StatsQ + QKR", "StatsQ + QKR + CGA")
 PALETTE = dict(zip(METHODS, _BLIND, strict=True))
-MARKS = dict(zip(METHODS, MARKERS, strict=False))
 
 
 def reversals_over_training(table: pd.DataFrame, window: int = 10) -> "Figure":
@@ -38,28 +38,8 @@ def reversals_over_training(table: pd.DataFrame, window: int = 10) -> "Figure":
 
 
 def by_method_and_bits(table: pd.DataFrame, columns: dict[str, str], log: tuple[str, ...] = ()) -> "Figure":
-    """One panel a metric: bit widths on the x axis, one marker a seed, a line for the mean, by method.
-
-    Args:
-        table: Columns ``method``, ``bits`` and the metrics.
-        columns: Axis label of each metric to show.
-        log: Metrics with a logarithmic axis.
-    """
-    figure, axes = grid(1, len(columns), height=3.4)
-    widths, methods = sorted(set(table["bits"])), [m for m in METHODS if m in set(table["method"])]
-    for ax, (column, label) in zip(np.atleast_1d(axes), columns.items(), strict=True):
-        for i, method in enumerate(methods):
-            part, shift = table[table["method"] == method], 0.13 * (i - (len(methods) - 1) / 2)
-            place = part["bits"].map(widths.index).to_numpy() + shift
-            ax.scatter(place, part[column], color=PALETTE[method], marker=MARKS[method], s=20, alpha=0.7, label=method)
-            for at, mean in part.groupby("bits")[column].mean().items():
-                x = widths.index(at) + shift
-                ax.plot([x - 0.05, x + 0.05], [mean] * 2, color=PALETTE[method], linewidth=2)
-        ax.set(xticks=range(len(widths)), xticklabels=widths, ylabel=label, xlim=(-0.5, len(widths) - 0.5))
-        if column in log:
-            ax.set_yscale("log")
-    figure.legend(*np.atleast_1d(axes)[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
-    return figure
+    """:func:`vitq.plots.by_method_and_bits` in this study's colours, the fewest bits first."""
+    return plots.by_method_and_bits(table.sort_values("bits", kind="stable"), columns, PALETTE, log=log, legend=3)
 
 
 def noise_draws(table: pd.DataFrame) -> "Figure":

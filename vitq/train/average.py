@@ -1,5 +1,7 @@
 """Moving average of the weights (EMA), kept beside those that are trained."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +32,18 @@ class WeightAverage(Callback):
         self.ema = ModelEmaV3(state.model, self.decay)
 
     def after_step(self, state: TrainState) -> None:
+        if len(state.model.state_dict()) != len(self.model.state_dict()):  # freezing adds its masks when it begins
+            self._grow(state.model)
         self.ema.update(state.model, state.step)
+
+    @torch.no_grad()
+    def _grow(self, model: nn.Module) -> None:
+        """Take over what the network has gained, and keep the averages."""
+        kept = self.model.state_dict()
+        self.ema.module = copy.deepcopy(model).eval()
+        for name, value in self.model.state_dict().items():
+            if name in kept:
+                value.copy_(kept[name])
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self.model.state_dict())

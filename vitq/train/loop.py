@@ -218,14 +218,15 @@ class _Run:
         self.ranks.average_batch_norm(self.model)
         if self.average is not None:
             self.ranks.average_batch_norm(self.average.model)
-        rngs = self.ranks.gather(snapshot.take_rng())
+        rngs, losses = self.ranks.gather(snapshot.take_rng()), self.ranks.gather(self.losses.cpu())
         if self.out is not None and self.ranks.main:
             tensors, meta = snapshot.take(self.model, self.state.optimizers, self.callbacks, rngs)
             meta |= {"identity": self.identity, "seconds": time.monotonic() - self.began, "final": self.final,
                      "epoch": self.state.epoch, "batch": self.state.step % len(self.source),
                      "evaluation_due": self.evaluation_due}
             self.saved = str(checkpoints.save_checkpoint(
-                self.out / "checkpoints", self.state.step, tensors | {"losses": self.losses}, meta))
+                self.out / "checkpoints", self.state.step,
+                tensors | {f"losses.{rank}": of_rank for rank, of_rank in enumerate(losses)}, meta))
         self.ranks.wait()
 
     def _resume(self) -> None:
@@ -237,7 +238,9 @@ class _Run:
             raise InputError(f"out={str(self.out)!r}: it holds another run (other settings, data or seed); "
                              "give another folder or delete this one")
         snapshot.restore(tensors, meta, self.model, self.state.optimizers, self.callbacks, self.ranks.index)
-        self.losses.copy_(tensors["losses"])
+        losses = [tensors[f"losses.{rank}"] for rank in range(len(meta["rng"]))]
+        same = len(losses) == self.ranks.count  # else each takes the mean over the ranks of then
+        self.losses.copy_(losses[self.ranks.index] if same else torch.stack(losses).mean(0))
         self.state.step, self.seconds, self.final = meta["step"], meta["seconds"], meta["final"]
         self.evaluation_due = meta.get("evaluation_due", False)
         self.state.epoch, self.saved = meta["epoch"], str(self.out / "checkpoints" / f"step-{meta['step']:010d}")

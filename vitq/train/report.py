@@ -36,7 +36,9 @@ def configuration(row: Row) -> str:
     texts, before = [], {}
     for stage in row.stages():
         shown = stage.config.to_dict()
-        shown["data"]["path"] = "given" if shown["data"]["path"] else None
+        for section in shown.values():
+            if isinstance(section, dict) and section.get("path"):
+                section["path"] = "given"
         dumped = yaml.safe_dump(_difference(shown, before), sort_keys=False, default_flow_style=None, width=72)
         what = ", as before but for" if before else ""
         texts.append(f"# {stage.name}, seeds {', '.join(map(str, stage.seeds))}{what}\n{dumped}")
