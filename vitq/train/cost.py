@@ -74,9 +74,14 @@ class _Clock(Callback):
         self.times: list[float] = []
 
     def after_step(self, state: TrainState) -> None:
-        if state.device.type == "cuda":
-            torch.cuda.synchronize(state.device)
+        synchronize(state.device)
         self.times.append(time.perf_counter())
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def measure(config: RunConfig, *, steps: int = 3, processes: int = 1, classes: int = 1000) -> Speed:
@@ -194,7 +199,7 @@ def _steps(config: RunConfig, batch: int, steps: int, watcher: Callback, classes
         other = config.model if config.teacher.model == "self" else config.teacher.model
         teacher = zoo.load(other, pretrained=False, num_classes=classes).to(device)
     set_heads(model, config)
-    remedies = [build_remedy(_at_work(entry), config.variant) for entry in config.remedies]
+    remedies = [build_remedy(at_work(entry), config.variant) for entry in config.remedies]
     with tempfile.TemporaryDirectory() as scratch:
         fit(model, (images, torch.arange(len(images)) % classes), settings, callbacks=[*remedies, watcher],
             loss=task_loss(config, teacher), out=scratch)
@@ -202,7 +207,7 @@ def _steps(config: RunConfig, batch: int, steps: int, watcher: Callback, classes
         return sum(file.stat().st_size for file in newest.iterdir()) / 1e9
 
 
-def _at_work(entry: dict[str, Any]) -> dict[str, Any]:
+def at_work(entry: dict[str, Any]) -> dict[str, Any]:
     """A remedy as it is later in a run: bin regularization begins after a quarter of the epochs, here at once."""
     return entry | {"begin": 0.0, "epochs": None} if entry["name"] == "bin_regularization" else entry
 
