@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vitq.detection.config import DetectorConfig, config_of
+from vitq.detection.config import MICRO, DetectorConfig, config_of
 from vitq.errors import InputError, MissingError
 
+SHIPPED = Path(__file__).parent / "weights"
 INDEX = "relative_position_index"
 _CONV = r"(weight|bias)$"
 _NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)$"
@@ -125,9 +126,10 @@ def load(name: str | DetectorConfig, checkpoint: str | Path | None = None) -> nn
 
     Args:
         name: ``"mask_rcnn_swin_tiny"``, ``"mask_rcnn_swin_small"``, ``"cascade_mask_rcnn_swin_tiny"``,
-            ``"cascade_mask_rcnn_swin_small"``, or a configuration.
+            ``"cascade_mask_rcnn_swin_small"``, a configuration, or one of the small detectors trained on generated
+            shapes, ``"mask_rcnn_swin_micro"`` and ``"cascade_mask_rcnn_swin_micro"``.
         checkpoint: A published ``.pth`` file, or a ``.safetensors`` file of :func:`vitq.detection.save`; None for
-            random weights.
+            the weights that the small detectors are shipped with, and for random weights of all others.
 
     Raises:
         InputError: An unknown name, or a file that does not fit.
@@ -135,6 +137,12 @@ def load(name: str | DetectorConfig, checkpoint: str | Path | None = None) -> nn
     """
     from vitq.detection.model import Detector
 
+    if checkpoint is None and name in MICRO:
+        checkpoint = SHIPPED / f"{name}.safetensors"
+        if not checkpoint.exists():  # to be trained
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                return Detector(config_of(name)).eval()
     model = Detector(config_of(name)).eval()
     if checkpoint is not None:
         if str(checkpoint).endswith(".safetensors"):

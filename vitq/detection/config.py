@@ -1,6 +1,6 @@
 """What a detector is made of: the four published models by name, and small ones by fields."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from vitq.errors import InputError
 
@@ -26,6 +26,7 @@ class DetectorConfig:
         score_threshold: Detections below it are dropped.
         detections: Most detections an image.
         samples: Boxes an image that the heads are trained on.
+        candidates: Best anchors of a level that go into suppression in training.
     """
 
     cascade: bool = False
@@ -44,6 +45,7 @@ class DetectorConfig:
     score_threshold: float = 0.05
     detections: int = 100
     samples: int = 512
+    candidates: int = 2000
 
     def __post_init__(self) -> None:
         for name in ("depths", "heads"):
@@ -51,7 +53,7 @@ class DetectorConfig:
             if len(getattr(self, name)) != 4:
                 raise InputError(f"{name}={getattr(self, name)!r}: give one number for each of the four stages")
         for name in ("classes", "embed_dim", "window", "channels", "hidden", "anchor_scale", "mask_convs", "proposals",
-                     "detections", "samples"):
+                     "detections", "samples", "candidates"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)!r}: give at least 1")
 
@@ -80,12 +82,20 @@ MODELS = {
     "cascade_mask_rcnn_swin_tiny": DetectorConfig(cascade=True),
     "cascade_mask_rcnn_swin_small": DetectorConfig(cascade=True, depths=_SMALL),
 }
+_MICRO = DetectorConfig(classes=4, embed_dim=48, depths=(2, 2, 2, 1), heads=(3, 6, 12, 12), window=4, mlp_ratio=2.0,
+                        channels=48, hidden=256, anchor_scale=4, mask_convs=2, proposals=100, samples=64,
+                        candidates=300)
+MICRO = {  # for generated shapes of 128 pixels; trained by vitq.detection.micro
+    "mask_rcnn_swin_micro": _MICRO,
+    "cascade_mask_rcnn_swin_micro": replace(_MICRO, cascade=True, hidden=192),
+}
 
 
 def config_of(name: "str | DetectorConfig") -> DetectorConfig:
-    """The configuration of a published model, or the one that was given."""
+    """The configuration of a published or a micro model, or the one that was given."""
     if isinstance(name, DetectorConfig):
         return name
-    if name not in MODELS:
-        raise InputError(f"name={name!r}: choose one of {', '.join(MODELS)}, or give a DetectorConfig")
-    return MODELS[name]
+    known = MODELS | MICRO
+    if name not in known:
+        raise InputError(f"name={name!r}: choose one of {', '.join(known)}, or give a DetectorConfig")
+    return known[name]

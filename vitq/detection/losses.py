@@ -24,7 +24,6 @@ from vitq.detection.roi import STDS
 from vitq.detection.targets import Target, Targets
 
 STAGE_IOU, STAGE_WEIGHT = (0.5, 0.6, 0.7), (1.0, 0.5, 0.25)
-BEFORE = 2000  # anchors of a level that go into suppression in training
 GIOU_WEIGHT = 10.0
 
 
@@ -50,8 +49,8 @@ class DetectionLoss(nn.Module):
         anchors, sizes = rpn.anchors(maps), [target.size for target in targets]
         found = self.proposal_losses(logits, deltas, anchors, maps, targets)
         keep = 2000 if self.cascade else 1000
-        proposals = rpn.propose([x.detach() for x in logits], [x.detach() for x in deltas], anchors, sizes, BEFORE,
-                                keep)
+        proposals = rpn.propose([x.detach() for x in logits], [x.detach() for x in deltas], anchors, sizes,
+                                self.detector.config.candidates, keep)
         boxes = [own[:, :4] for own in proposals]
         for stage in range(len(self.detector.roi.box_heads)):
             boxes, losses = self._stage(maps, stage, boxes, targets, sizes)
