@@ -8,6 +8,9 @@ attention; transposed convolutions, norms, pooling and box decoding stay in floa
 - Windows are padded with zeros between norm and attention. ``windows="exact"`` keeps reparameterization exact there;
   ``"released"`` folds the shift into the norm all the same, so that padding is no longer the image of 0.
 - Ranges are set on all calibration images at once, padded to the largest; moments on one image at a time.
+- Memory stays bounded at the published image size and 1000 regions, see :mod:`vitq.detection.collect`.
+
+In a terminal, bars show how far it is.
 """
 
 import copy
@@ -19,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from vitq.convert import INPUT
+from vitq.detection.collect import RegionData, collect, followed
 from vitq.detection.images import ImageBatch
+from vitq.detection.wide import correct_wide
 from vitq.errors import InputError
 from vitq.numerics import check_choice
-from vitq.papers.erq2024.collect import LayerData, collect
 from vitq.papers.erq2024.correct import LayerReport, correct_layer
 from vitq.papers.erq2024.methods import Quantized, _peak_memory
 from vitq.papers.erq2024.options import ErqOptions
@@ -81,11 +85,7 @@ def quantize(model: nn.Module, images: ImageBatch | list[ImageBatch], method: st
     ranges = time.perf_counter()
     data = _moments(model, part, batches)
     moments = time.perf_counter()
-    reports = []
-    for name in list(data):
-        reports.append(correct_layer(name, data.pop(name), settings))
-        if progress is not None:
-            progress(reports[-1])
+    reports = _correct(data, settings, progress)
     end = time.perf_counter()
     seconds = {"ranges": ranges - begin, "moments": moments - ranges, "layers": end - moments, "total": end - begin}
     return Quantized(model, reports, seconds, len(batches), _peak_memory())
@@ -129,11 +129,12 @@ def _set_ranges(model: nn.Module, part: nn.Module, batches: list[ImageBatch], le
                 device: torch.device) -> None:
     """Ranges in one pass over all images; later layers see quantized inputs."""
     batch = ImageBatch.join(batches).to(device)
-    if part is not model:
-        return calibrate(part, batch.images)
-    if levels == "all":
-        calibrate_levels(model.rpn.head, model.features(batch.images))
-    _finding(model, lambda: calibrate(model, batch))
+    with followed(part, layer_names(part), "ranges"):
+        if part is not model:
+            return calibrate(part, batch.images)
+        if levels == "all":
+            calibrate_levels(model.rpn.head, model.features(batch.images))
+        _finding(model, lambda: calibrate(model, batch))
 
 
 def calibrate_levels(head: nn.Module, maps: tuple[Tensor, ...]) -> None:
@@ -170,11 +171,25 @@ def reparameterize(part: nn.Module, options: ErqOptions, windows: str = "exact")
                                  pair.padded and windows == "exact")
 
 
-def _moments(model: nn.Module, part: nn.Module, batches: list[ImageBatch]) -> dict[str, LayerData]:
+def _moments(model: nn.Module, part: nn.Module, batches: list[ImageBatch]) -> dict[str, RegionData]:
     names = layer_names(part)
-    if part is not model:
-        return collect(part, names, [batch.images for batch in batches])
-    return _finding(model, lambda: collect(model, names, batches))
+    with followed(part, names, "moments", len(batches)):
+        if part is not model:
+            return collect(part, names, [batch.images for batch in batches])
+        return _finding(model, lambda: collect(model, names, batches))
+
+
+def _correct(data: dict[str, RegionData], options: ErqOptions,
+             progress: Callable[[LayerReport], None] | None) -> list[LayerReport]:
+    from tqdm import tqdm
+
+    reports = []
+    for name in tqdm(list(data), "layers", unit="layer", leave=False, disable=None):
+        own = data.pop(name)
+        reports.append((correct_wide if own.kept else correct_layer)(name, own, options))
+        if progress is not None:
+            progress(reports[-1])
+    return reports
 
 
 def _finding(model: nn.Module, work: Callable):
