@@ -27,6 +27,16 @@ def test_pooling_is_aligned_and_samples_as_densely_as_the_map():
     torch.testing.assert_close(wide, torch.full_like(wide, 0.5), atol=0.15, rtol=0)
 
 
+def test_coordinates_keep_their_precision_on_maps_of_16_bits():
+    """At 1001 pixels bfloat16 has steps of 4; the map itself may be rounded, where it is read may not."""
+    ramp = (torch.arange(304.0) % 16).expand(1, 1, 200, 304)  # small integers: exact in 16 bits
+    maps = (ramp, *[torch.zeros(1, 1, 200 // 2**n, 304 // 2**n) for n in (1, 2, 3)])
+    roi = torch.tensor([[0, 1001.3, 601.7, 1030.3, 630.7]])
+    narrow = pool(tuple(level.bfloat16() for level in maps), roi, 7)
+    assert narrow.dtype == torch.bfloat16
+    torch.testing.assert_close(narrow.float(), pool(maps, roi, 7), atol=0.04, rtol=0)
+
+
 def test_regions_read_their_own_level_and_image():
     maps = tuple(torch.full((2, 1, 64 // 2**n, 64 // 2**n), float(n)) for n in range(5))
     maps[0][1] = 10

@@ -23,7 +23,8 @@ def pool(maps: tuple[Tensor, ...], rois: Tensor, size: int) -> Tensor:
     """Features (K, C, size, size) of regions.
 
     Half a pixel is taken off the coordinates (``aligned``), and each bin is the mean of samples about a map cell apart
-    (sampling ratio 0), as in MMDetection; torchvision's detectors do neither.
+    (sampling ratio 0), as in MMDetection; torchvision's detectors do neither. Maps of 16 bits are sampled in float32: a
+    coordinate of 1000 pixels in bfloat16 is off by up to 2.
 
     Args:
         maps: P2 to P5 and any after them, which are not read; (B, C, H, W) each.
@@ -35,8 +36,9 @@ def pool(maps: tuple[Tensor, ...], rois: Tensor, size: int) -> Tensor:
     for number, stride in enumerate(STRIDES):
         rows = (levels == number).nonzero()[:, 0]
         if len(rows):
-            pooled = roi_align(maps[number], rois[rows].to(maps[number].dtype), size, 1 / stride, 0, True)
-            out = out.index_copy(0, rows, pooled)
+            level = maps[number].to(torch.promote_types(maps[number].dtype, torch.float32))
+            pooled = roi_align(level, rois[rows].to(level.dtype), size, 1 / stride, 0, True)
+            out = out.index_copy(0, rows, pooled.to(out.dtype))
     return out
 
 
