@@ -242,6 +242,8 @@ def functions(tmp_path, monkeypatch):
             if value == 2:
                 os._exit(9)
             return value
+        def finished(seconds):
+            return {"seconds": seconds}
     """
     (tmp_path / "sweep_functions.py").write_text(textwrap.dedent(source))
     monkeypatch.syspath_prepend(tmp_path)
@@ -251,6 +253,15 @@ def test_sweep_keeps_the_order_and_uses_one_thread(functions, capsys):
     assert launch.sweep("sweep_functions:double", [3, 1, 2]) == [(6, "1"), (2, "1"), (4, "1")]
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert launch.sweep("sweep_functions:double", []) == []
+
+
+def test_time_of_results_that_are_read_back_counts(functions, monkeypatch, capsys):
+    monkeypatch.setattr(provenance, "_earlier_seconds", 0.0)
+    launch.sweep("sweep_functions:finished", [100.0, 0.0, None, 20.0], progress=False)
+    assert 58 < provenance._earlier_seconds <= 60  # two workers
+    provenance.footer()
+    assert "in runs that an earlier start had finished" in capsys.readouterr().out
+    assert provenance.seconds() > 58
 
 
 def test_sweep_finishes_the_others_and_names_the_failed(functions):

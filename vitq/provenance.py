@@ -34,6 +34,7 @@ WEIGHTS_PREFIX = "weights/"  # of the notes on shipped weights among those on da
 _reported: set[str] = set()
 _data: dict[str, str] = {}
 _workers_peak_mb = 0.0
+_earlier_seconds = 0.0
 
 
 def digest(value: Any) -> str:
@@ -119,12 +120,22 @@ def note_weights(file: Path) -> None:
         note_data(WEIGHTS_PREFIX + file.name, _hash_of(file))
 
 
-def report(modules: list[str], data: dict[str, str] | None = None, workers_peak_mb: float = 0.0) -> None:
-    """Note what child processes imported and read, and the sum of their peak memories in MB."""
-    global _workers_peak_mb
+def report(modules: list[str], data: dict[str, str] | None = None, workers_peak_mb: float = 0.0,
+           earlier_seconds: float = 0.0) -> None:
+    """Note what child processes imported and read, and the sum of their peak memories in MB.
+
+    `earlier_seconds` is the wall time of work that was found finished: time that this process did not take.
+    """
+    global _workers_peak_mb, _earlier_seconds
+    _earlier_seconds += earlier_seconds
     _reported.update(modules)
     _data.update(data or {})
     _workers_peak_mb = max(_workers_peak_mb, workers_peak_mb)
+
+
+def seconds() -> float:
+    """Wall time of this process and, before it, of the finished work that it read back."""
+    return environment.seconds_since_start() + _earlier_seconds
 
 
 def collect(path: Path) -> None:
@@ -155,10 +166,11 @@ def footer(seconds: float | None = None) -> None:
     The output carries, in its metadata, what `stamp` needs.
 
     Args:
-        seconds: wall time to show instead of the time since the kernel started.
+        seconds: wall time to show instead of the time since the kernel started and that of work read back.
     """
     started = time.time() - environment.seconds_since_start()
-    seconds = environment.seconds_since_start() if seconds is None else seconds
+    earlier = _earlier_seconds if seconds is None else 0.0
+    seconds = environment.seconds_since_start() + earlier if seconds is None else seconds
     versions, hardware = environment.versions(), environment.hardware()
     memory = environment.peak_memory_mb() + _workers_peak_mb
     gpu_memory = environment.peak_gpu_memory_mb()
@@ -184,7 +196,9 @@ def footer(seconds: float | None = None) -> None:
     lines = [
         ", ".join(f"{name} {version}" for name, version in versions.items()),
         "; ".join(processors),
-        f"wall time {seconds:.0f} s, peak memory {memory:.0f} MB"
+        f"wall time {seconds:.0f} s"
+        + (f" (of it {earlier:.0f} s in runs that an earlier start had finished)" if earlier >= 1 else "")
+        + f", peak memory {memory:.0f} MB"
         + (f", GPU memory {gpu_memory:.0f} MB" if gpu_memory is not None else ""),
     ]
     _show("\n".join(lines), facts)

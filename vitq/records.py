@@ -144,7 +144,7 @@ class Record:
         self.versions = self.versions or environment.versions()
         self.hardware = self.hardware or environment.hardware()
         if self.seconds is None:
-            self.seconds = round(environment.seconds_since_start(), 1)
+            self.seconds = round(provenance.seconds(), 1)
         if self.peak_memory_mb is None:
             self.peak_memory_mb = round(environment.peak_memory_mb())
         self.date = self.date or datetime.date.today().isoformat()

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -48,7 +48,8 @@ def sweep(
         progress: print one line for each configuration that finishes.
 
     Returns:
-        the results, in the order of the configurations.
+        the results, in the order of the configurations. A result that is a mapping and tells more `seconds` (or
+        `job_seconds`) than its call took was finished before; a notebook's time counts the difference too.
 
     Raises:
         InputError: the function cannot be imported, a configuration does not pickle, or `workers` is not a positive
@@ -175,7 +176,7 @@ class _Pool:
         if told is not None:
             self.peaks[process.pid] = told["peak_mb"]
             largest = sorted(self.peaks.values())[-self.size :]
-            provenance.report(told["modules"], told["data"], sum(largest))
+            provenance.report(told["modules"], told["data"], sum(largest), told.get("earlier_seconds", 0.0) / self.size)
         self.finished += 1
         if self.progress:
             elapsed = time.monotonic() - self.started
@@ -201,18 +202,26 @@ def _work(name: str, pipe: Connection) -> None:
     end_with_parent(signal.SIGKILL)
     threading.Thread(target=_watch_parent, daemon=True).start()
     while (message := pipe.recv()) is not None:
+        begun, earlier = time.monotonic(), 0.0
         try:
             function = _load(name)
             if "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(1)
             answer = (True, function(message[0]))
+            earlier = _earlier(answer[1], time.monotonic() - begun)
         except Exception as error:
             traceback.print_exc()
             answer = (False, f"{type(error).__name__}: {error}")
         try:
-            pipe.send((*answer, provenance.own_report()))
+            pipe.send((*answer, provenance.own_report() | {"earlier_seconds": earlier}))
         except Exception as error:  # a result that does not pickle
             pipe.send((False, f"{type(error).__name__}: {error}", provenance.own_report()))
+
+
+def _earlier(answer: Any, took: float) -> float:
+    """Seconds of a result that tells more than its call took: it was finished before, and read back."""
+    told = (answer.get("job_seconds") or answer.get("seconds") or 0.0) if isinstance(answer, Mapping) else 0.0
+    return told - took if isinstance(told, int | float) and told > took else 0.0
 
 
 def _watch_parent() -> None:
