@@ -8,7 +8,7 @@ from vitq.convert import INPUT
 from vitq.detection import collect as module
 from vitq.detection.collect import RegionData, collect, strips
 from vitq.errors import InputError
-from vitq.papers.erq2024 import rows
+from vitq.papers.erq2024 import aqer, rows
 from vitq.papers.erq2024.collect import LayerData
 from vitq.quantizers.affine import Affine
 
@@ -90,3 +90,28 @@ def test_a_layer_that_nothing_reaches_is_named():
         collect(Half(), ["used", "idle"], [normal(2, 3)])
     found = collect(Half(), ["used"], [normal(2, 3), normal(5, 3)])
     assert found["used"].finish().count == 7
+
+
+@pytest.mark.parametrize("strength", [1000.0, 1e-3])
+def test_the_solution_at_sixty_thousand_tokens(strength):
+    """The finest stage of one image: nearly dependent inputs with a mean, against orthogonal factors of the rows."""
+    count, inputs, outputs = 60_800, 48, 16
+    mixed = normal(count, 6) @ normal(6, inputs, seed=1) + 0.02 * normal(count, inputs, seed=2)
+    torch.manual_seed(0)
+    layer = nn.Linear(inputs, outputs)
+    x = mixed + 2 * normal(inputs, seed=3)
+    layer.add_module(INPUT, Affine(4))
+    getattr(layer, INPUT).initialize(x)
+    y = nn.functional.linear(x, layer.weight, layer.bias).detach()
+    data = RegionData(layer)
+    data.update(x[None], y[None])
+    weight, bias = aqer(layer.weight.detach(), layer.bias.detach(), data.finish(), strength)
+    full = torch.cat([layer.weight, layer.bias[:, None]], 1).detach().double()
+    a = torch.cat([getattr(layer, INPUT)(x), torch.ones(count, 1)], 1).double()
+    a = torch.cat([a, strength**0.5 * torch.eye(inputs + 1)])
+    residual = torch.cat([y.double() - a[:count] @ full.T, torch.zeros(inputs + 1, outputs)])
+    expected = torch.linalg.lstsq(a, residual).solution.T
+    found = torch.cat([weight, bias[:, None]], 1) - full
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+    best, own = ((a @ change.T - residual).square().sum() for change in (expected, found))
+    assert own < best * (1 + 1e-9)
