@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from vitq.detection.dense_pooling import dense_roi_align, suits
+
 STRIDES = (4, 8, 16, 32)
 FINEST = 56  # a region up to twice this side reads the finest level
 
@@ -37,7 +39,9 @@ def pool(maps: tuple[Tensor, ...], rois: Tensor, size: int) -> Tensor:
         rows = (levels == number).nonzero()[:, 0]
         if len(rows):
             level = maps[number].to(torch.promote_types(maps[number].dtype, torch.float32))
-            pooled = roi_align(level, rois[rows].to(level.dtype), size, 1 / stride, 0, True)
+            own = rois[rows].to(level.dtype)
+            pooled = (dense_roi_align(level, own, size, 1 / stride) if suits(level)
+                      else roi_align(level, own, size, 1 / stride, 0, True))
             out = out.index_copy(0, rows, pooled.to(out.dtype))
     return out
 
