@@ -26,9 +26,10 @@ def test_a_run_of_each_paper_is_timed(tmp_path, monkeypatch, paper):
     monkeypatch.setattr(cost_check, "WIDTH", 48)
     monkeypatch.setattr(cost_check, "HEIGHT", 40)
     out = tmp_path / "cost.csv"
-    status = cost_check.main([parameters(paper, tmp_path), "--steps", "6", "--batch-size", "4", "--out", str(out)])
+    status = cost_check.main([parameters(paper, tmp_path), "--steps", "5", "--rounds", "1", "--batch-size", "4",
+                              "--out", str(out)])
     (line,) = csv.DictReader(out.read_text().splitlines())
-    assert line["run"] == paper and (line["batch"], line["steps"]) == ("4", "6")
+    assert line["run"] == paper and (line["batch"], line["steps"]) == ("4", "1 x 5")
     estimated, measured = float(line["estimated s a step"]), float(line["measured s a step"])
     assert measured > 0 and float(line["measured s in all"]) > 0
     assert float(line["estimate is off by, %"]) == pytest.approx(100 * (estimated / measured - 1), abs=2)
@@ -42,7 +43,7 @@ def test_an_estimate_that_is_off_is_found(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cost, "measure", lambda *args, **kwargs: dataclasses.replace(
         real(*args, **kwargs), images_per_second=1e6))
     file = parameters("nagel", tmp_path)
-    assert cost_check.main([file, "--steps", "5", "--batch-size", "4"]) == 1
+    assert cost_check.main([file, "--steps", "5", "--rounds", "1", "--batch-size", "4"]) == 1
     assert "off by, %: -100" in capsys.readouterr().out
     assert cost_check.main([file, "--steps", "2"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,12 +71,12 @@ class Cost:
 class _Clock(Callback):
     """Time at the end of each step."""
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now, self.times = now, []
 
     def after_step(self, state: TrainState) -> None:
         synchronize(state.device)
-        self.times.append(time.perf_counter())
+        self.times.append(self.now())
 
 
 def synchronize(device: torch.device) -> None:
@@ -84,7 +85,8 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(config: RunConfig, *, steps: int = 3, processes: int = 1, classes: int = 1000) -> Speed:
+def measure(config: RunConfig, *, steps: int = 3, processes: int = 1, classes: int = 1000,
+            clock: Callable[[], float] = time.perf_counter) -> Speed:
     """Time a few training steps of a run on the device that it would use, on random images and weights.
 
     The loop, the quantized network, the teacher and the remedies are those of the run; reading images is not in it
@@ -95,15 +97,16 @@ def measure(config: RunConfig, *, steps: int = 3, processes: int = 1, classes: i
         steps: to time, after one to warm up.
         processes: that share a batch.
         classes: of the network.
+        clock: another one, such as `time.process_time` on a processor that does other work too.
     """
     device = Ranks(config.train.device).device
     on_gpu = device.type == "cuda"
     batch = config.train.batch_size // processes if on_gpu else min(CPU_BATCH, config.train.batch_size)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    clock = _Clock()
-    checkpoint = _steps(config, batch, steps + 1, clock, classes)
-    seconds = sorted(b - a for a, b in zip(clock.times, clock.times[1:], strict=False))
+    watch = _Clock(clock)
+    checkpoint = _steps(config, batch, steps + 1, watch, classes)
+    seconds = sorted(b - a for a, b in zip(watch.times, watch.times[1:], strict=False))
     memory = torch.cuda.max_memory_allocated(device) / 1e9 + CONTEXT_GB if on_gpu else None
     name = torch.cuda.get_device_name(device) if on_gpu else f"this processor, torch threads: {torch.get_num_threads()}"
     if on_gpu:

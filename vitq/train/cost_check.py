@@ -2,11 +2,12 @@
 
 For each parameter file the time of a step is estimated as the run's notebook does it (`vitq.train.cost.measure`: a few
 steps on random images). Then `vitq.train.run` trains it on generated JPEG files of 500 x 375 pixels, with readers,
-augmentation, teacher, remedies, evaluations and checkpoints, cut to some steps, and its steps are timed. The estimate
-is made before and after the run, and the mean counts, since the speed of a machine that does other work varies.
+augmentation, teacher, remedies, evaluations and checkpoints, cut to some steps, and its steps are timed. The two are
+done in turn in some rounds, since the speed of a machine that does other work varies; the median of the ratios counts.
 
 Weights are random and soft labels those of an untrained network: neither changes the time. On a processor the batch
-is made small; give `--batch-size 0` for that of the file.
+is made small; give `--batch-size 0` for that of the file. With `--processor-time` all times are those that the training
+process computed, without waiting and without the readers, so that other work on the machine disturbs them little.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,19 +39,21 @@ SKIPPED = 2  # first steps that are not counted, since they warm up
 
 
 class Clock(Callback):
-    """Time between the ends of two steps, with whatever comes between: reading, evaluations, checkpoints."""
+    """Time at the end of each step; what comes between two is the step, and now and then a checkpoint."""
 
-    ends: list[float] = []  # the run makes the callback itself, from its name
+    ends: list[float] = []  # of the class, since the run makes the callback itself, from its name
+    now: Callable[[], float] = time.perf_counter
 
     def on_start(self, state: TrainState) -> None:
         Clock.ends = []
 
     def after_step(self, state: TrainState) -> None:
         cost.synchronize(state.device)
-        Clock.ends.append(time.perf_counter())
+        Clock.ends.append(Clock.now())
 
 
-def check(name: str, steps: int, batch: int, folder: Path | str) -> dict[str, str]:
+def check(name: str, steps: int, batch: int, folder: Path | str, rounds: int = 3,
+          clock: Callable[[], float] = time.perf_counter) -> dict[str, str]:
     """One row of the comparison.
 
     Args:
@@ -57,30 +61,32 @@ def check(name: str, steps: int, batch: int, folder: Path | str) -> dict[str, st
         steps: of the run.
         batch: images of a step, 0 for the file's.
         folder: for images, labels and the run.
+        rounds: of estimate and run.
+        clock: `time.process_time` for processor time.
 
     Raises:
-        InputError: a wrong file, or fewer than five steps.
+        InputError: a wrong file, fewer than five steps, or no round.
         MissingError: no such device.
     """
-    if steps < 5:
-        raise InputError(f"steps={steps}: give at least 5")
-    row = rows.read(name)
-    config = cut(row.config, steps, batch, Path(folder))
-    before = cost.measure(config, steps=2, classes=CLASSES)
-    began = time.perf_counter()
-    run(config, Path(folder) / "run")
-    whole = time.perf_counter() - began
-    after = cost.measure(config, steps=2, classes=CLASSES)
-    speed = 2 / (1 / before.images_per_second + 1 / after.images_per_second)
-    size = config.train.batch_size
-    estimated = cost.estimate(config, dataclasses.replace(before, images_per_second=speed), train_images=size * steps,
-                              test_images=2 * CLASSES)
-    gaps = [end - start for start, end in zip(Clock.ends[SKIPPED - 1:], Clock.ends[SKIPPED:], strict=False)]
-    measured = statistics.median(gaps)
-    return {"run": row.name, "device": before.device, "batch": str(size), "steps": str(steps),
-            "estimated s a step": f"{size / speed:.3g}", "measured s a step": f"{measured:.3g}",
-            "estimate is off by, %": f"{100 * (size / speed / measured - 1):+.0f}",
-            "estimated s in all": f"{3600 * estimated.device_hours:.0f}", "measured s in all": f"{whole:.0f}"}
+    if steps < 5 or rounds < 1:
+        raise InputError(f"steps={steps}, rounds={rounds}: give at least 5 steps and one round")
+    row, Clock.now = rows.read(name), clock
+    config, size = cut(row.config, steps, batch, Path(folder)), batch or row.config.train.batch_size
+    steps_of, whole_of = [], []  # estimated and measured seconds
+    for number in range(rounds):
+        speed = cost.measure(config, steps=2, classes=CLASSES, clock=clock)
+        whole = cost.estimate(config, speed, train_images=size * steps, test_images=2 * CLASSES)
+        began = clock()
+        run(config, Path(folder) / f"run-{number}")
+        whole_of.append((3600 * whole.device_hours, clock() - began))
+        gaps = [end - start for start, end in zip(Clock.ends[SKIPPED - 1:], Clock.ends[SKIPPED:], strict=False)]
+        steps_of.append((size / speed.images_per_second, statistics.median(gaps)))
+    ratio = statistics.median(estimated / measured for estimated, measured in steps_of)
+    middle = [[statistics.median(column) for column in zip(*pairs, strict=True)] for pairs in (steps_of, whole_of)]
+    return {"run": row.name, "device": speed.device, "batch": str(size), "steps": f"{rounds} x {steps}",
+            "estimated s a step": f"{middle[0][0]:.3g}", "measured s a step": f"{middle[0][1]:.3g}",
+            "estimate is off by, %": f"{100 * (ratio - 1):+.0f}",
+            "estimated s in all": f"{middle[1][0]:.0f}", "measured s in all": f"{middle[1][1]:.0f}"}
 
 
 def cut(config: RunConfig, steps: int, batch: int, folder: Path) -> RunConfig:
@@ -127,14 +133,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vitq.train.cost_check", description=__doc__.partition("\n")[0])
     parser.add_argument("rows", nargs="+", metavar="FILE", help="parameter files, by path or by name")
     parser.add_argument("--steps", type=int, default=12, help="of each run (default: 12)")
+    parser.add_argument("--rounds", type=int, default=3, help="of estimate and run (default: 3)")
     parser.add_argument("--batch-size", type=int, default=16, help="0 for that of the file (default: 16)")
+    parser.add_argument("--processor-time", action="store_true", help="instead of time on the clock")
     parser.add_argument("--out", help="CSV file to write")
     given = parser.parse_args(arguments)
-    found = []
+    clock, found = time.process_time if given.processor_time else time.perf_counter, []
     try:
         for name in given.rows:
             with tempfile.TemporaryDirectory() as folder:
-                found.append(check(name, given.steps, given.batch_size, folder))
+                found.append(check(name, given.steps, given.batch_size, folder, given.rounds, clock))
             print("  ".join(f"{key}: {value}" for key, value in found[-1].items()), flush=True)
     except (InputError, MissingError) as error:
         print(f"error: {error}", file=sys.stderr)
