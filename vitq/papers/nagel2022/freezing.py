@@ -56,27 +56,42 @@ class FreezingTracker(OscillationTracker):
         return blend(self.frozen, self.frozen_codes, codes)
 
     @torch.no_grad()
-    def observe(self, codes: Tensor, threshold: float) -> None:
-        """Take in one step's codes as :meth:`step` does; ``frozen`` and ``frozen_codes`` are changed in place."""
+    def observe(self, codes: Tensor, threshold: float) -> bool:
+        """Take in one step's codes as :meth:`step` does; ``frozen`` and ``frozen_codes`` are changed in place.
+
+        Returns:
+            Whether they may have changed; on a GPU always True, as asking would stall the step.
+        """
         if self.previous is None:
             self.update(codes)
-            return
-        codes = blend(self.frozen, self.frozen_codes, codes)
-        if self.released and threshold > 0:
-            self.mean_codes = torch.where(self.started, self.mean_codes, codes.to(torch.float32))
+            return True
+        begins, written = self.released and threshold > 0, False
+        for rows in self._parts(codes):
+            part = blend(self.frozen[rows], self.frozen_codes[rows], codes[rows])
+            if begins:
+                mean = self.mean_codes[rows]
+                mean.copy_(torch.where(self.started, mean, part.to(mean.dtype)))
+            self._flips(part, rows)
+            if threshold > 0:
+                written |= self._freeze(rows, threshold)
+            self._average(part, rows)
+        if begins:
             self.started.fill_(True)
-        self._flips(codes)
-        if threshold > 0:
-            self._freeze(codes, self.frequency > threshold)
-        self._average(codes)
+        return written
 
-    def _freeze(self, codes: Tensor, above: Tensor) -> None:
-        write = above if self.released else above & ~self.frozen
-        if write.device.type == "cpu" and not write.any():  # on a GPU asking would stall the step
-            return
-        majority = self.mean_codes.round().to(codes.dtype)  # of the codes before this step
-        self.frozen_codes.copy_(blend(write, majority, self.frozen_codes))
-        self.frozen |= above
+    def _freeze(self, rows: slice, threshold: float) -> bool:
+        """Freeze one part, before its averages take in the codes of this step; return whether it may have changed."""
+        frequency, frozen, codes = self.frequency[rows], self.frozen[rows], self.frozen_codes[rows]
+        ask = frequency.device.type == "cpu" and frequency.numel() > 0
+        if ask and not frequency.amax() > threshold:
+            return False
+        above = frequency > threshold
+        write = above if self.released else above > frozen  # above and not frozen
+        if ask and not write.view(torch.int8).max():  # several times as fast as any() of a bool
+            return False
+        codes.copy_(blend(write, self.mean_codes[rows].round().to(codes.dtype), codes))
+        frozen |= above
+        return True
 
 
 class IterativeFreezing(Callback):
@@ -119,23 +134,37 @@ class IterativeFreezing(Callback):
     def on_start(self, state: TrainState) -> None:
         self.weights = LowBitWeights(state.model, self.max_bits)
         self.tracker.observe(self.weights.codes(), 0.0)
+        self.holdable = [site for site in self.weights.sites.values() if self._holdable(site)]
+        self.held: list[WeightSite] | None = None  # those with a frozen entry, once masks were handed over
+
+    def _holdable(self, site: WeightSite) -> bool:
+        return self.variant != "released" and site.is_parameter and not site.quantizer.SCALE_FROM_DATA
 
     @torch.no_grad()
     def after_step(self, state: TrainState) -> None:
         threshold = self.threshold_at(state.step, state.total_steps)
-        self.tracker.observe(self.weights.codes(), threshold)
+        changed = self.tracker.observe(self.weights.codes(), threshold)
         if threshold <= 0:
             return
+        first = self.held is None
+        if changed or first:
+            self._hand_over()
+        for site in self.holdable if first else self.held:
+            self._hold(site)
+
+    def _hand_over(self) -> None:
+        """Give masks and codes to the quantizers, and find the latent weights that have an entry to hold."""
         masks, codes = self.weights.split(self.tracker.frozen), self.weights.split(self.tracker.frozen_codes)
         for name, site in self.weights.sites.items():
             site.quantizer.freeze(masks[name], codes[name])
-            if self.variant != "released" and site.is_parameter and not site.quantizer.SCALE_FROM_DATA:
-                self._hold(site, masks[name], codes[name])
+        everywhere = self.tracker.frozen.device.type != "cpu"  # where asking would stall the step
+        self.held = [s for s in self.holdable if everywhere or masks[s.name].view(torch.int8).max()]
 
     @staticmethod
-    def _hold(site: WeightSite, mask: Tensor, codes: Tensor) -> None:
+    def _hold(site: WeightSite) -> None:
+        mask, codes = site.quantizer.frozen, site.quantizer.frozen_codes
         held = site.quantizer.dequantize(codes)
-        site.latent.lerp_(held, mask.to(held.dtype))
+        site.latent.lerp_(held, mask.view(torch.int8).to(held.dtype))
 
     def before_evaluation(self, state: TrainState) -> None:
         if self.variant == "released":
@@ -149,3 +178,4 @@ class IterativeFreezing(Callback):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.tracker.load_state_dict(state)
+        self.held = None

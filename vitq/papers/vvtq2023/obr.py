@@ -35,7 +35,7 @@ REDUCTIONS = ("mean", "sum")
 def _bins(codes: Tensor, weight: Tensor, step: Tensor, quantizer: Quantizer) -> tuple[Tensor, int]:
     """Bin of each weight, int64, and the number of bins: levels times scales."""
     levels, scales = quantizer.qmax - quantizer.qmin + 1, step.numel()
-    index = codes.to(torch.int64).sub_(quantizer.qmin)
+    index = codes.to(torch.int16).sub_(quantizer.qmin).to(torch.int64)
     if scales > 1:
         groups = torch.arange(scales, device=weight.device).reshape(step.shape)
         if hasattr(quantizer, "scale_groups"):  # several indices of an axis share a scale
@@ -49,8 +49,8 @@ def _bin_sums(index: Tensor, values: Tensor, bins: int) -> tuple[Tensor, Tensor]
     rows = len(index) if bins <= 256 and index.dim() > 1 else 1
     index, values = index.reshape(rows, -1), values.reshape(rows, -1)
     zeros = values.new_zeros(rows, bins)
-    counts = zeros.scatter_add(1, index, torch.ones((), dtype=values.dtype, device=values.device).expand_as(values))
-    return counts.sum(0), zeros.scatter_add(1, index, values).sum(0)
+    counts = zeros.scatter_add(1, index, torch.ones_like(values))
+    return counts.sum(0), zeros.scatter_add_(1, index, values).sum(0)
 
 
 class _Penalty(torch.autograd.Function):
@@ -62,9 +62,11 @@ class _Penalty(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight: Tensor, step: Tensor, quantizer: Quantizer, mean: bool, variance: bool):
         codes = quantizer.codes(weight)
-        centre, (low, high) = quantizer.dequantize(codes, weight), quantizer.limits(weight)
-        clipped = (weight < low) | (weight > high)
-        residual = torch.minimum(torch.maximum(weight, low), high).sub_(centre)
+        number = codes.to(weight.dtype)  # masks are numbers too: an operation on two types takes several times as long
+        centre, (low, high) = quantizer.dequantize(number, weight), quantizer.limits(weight)
+        residual = torch.minimum(torch.maximum(weight, low), high)
+        clipped = torch.ne(residual, weight, out=torch.empty_like(weight))
+        residual.sub_(centre)
         part = getattr(quantizer, "float_part", None)
         if part is not None:
             residual[part] = 0
@@ -75,11 +77,11 @@ class _Penalty(torch.autograd.Function):
             pull = _Penalty.variance_gradient(codes, weight, step, quantizer, residual, part)
             loss = loss + 0.5 * torch.dot(pull.flatten(), residual.flatten())
             if ctx.needs_input_grad[1]:  # a clipped member is code * step
-                moved = pull * codes * clipped
+                moved = (pull * number).mul_(clipped)
                 shared = [a for a in range(moved.dim()) if step.dim() == moved.dim() and step.shape[a] == 1]
                 step_gradient = moved.sum(shared, keepdim=True) if step.numel() > 1 else moved.sum().reshape(step.shape)
-            gradient = gradient + pull
-        gradient = gradient.mul_(~clipped)
+            gradient.add_(pull)
+        gradient.mul_(clipped.neg_().add_(1))
         norm = torch.dot(gradient.flatten(), gradient.flatten())
         ctx.save_for_backward(gradient, step_gradient)
         ctx.mark_non_differentiable(norm)
