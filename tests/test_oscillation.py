@@ -7,7 +7,7 @@ from vitq import QuantSpec, calibrate, zoo
 from vitq.errors import InputError
 from vitq.oscillation import OscillationTracker, OscillationTracking, boundary_range, distance_to_code
 from vitq.papers.vvtq2023 import leave_one_out
-from vitq.quantizers import LSQ
+from vitq.quantizers import LSQ, offset_lsq
 from vitq.train.callbacks import TrainState
 
 CODES = [0, 1, 0, 1, 0, 0, 2, 3, 1]
@@ -48,6 +48,44 @@ def test_steady_patterns_tend_to_two_over_the_period(pattern, frequency):
 def test_eight_bit_codes_do_not_overflow():
     tracker = OscillationTracker(0.5)
     assert feed(tracker, [-128, 127, -128])[-1] == 0.5
+
+
+def by_definition(codes, momentum, variant):
+    """The rule of the module's docstring over whole tensors in 64-bit integers, one step after another."""
+    last, frequency, mean, reversals = torch.zeros(codes[0].shape), torch.zeros(codes[0].shape), codes[0].float(), []
+    for before, now in zip(codes, codes[1:], strict=False):
+        change = (now.long() - before.long()).sign()
+        reversals.append((change != 0) & ((change == -last) | ((last == 0) & (variant == "paper"))))
+        last = torch.where(change != 0, change.float(), last)
+        frequency = torch.lerp(frequency, reversals[-1].float(), momentum)
+        mean = torch.lerp(mean, now.float(), momentum)
+    return reversals, frequency, mean, last
+
+
+GRIDS = [(-3, 2, torch.int8), (-128, 127, torch.int8), (0, 255, torch.int16)]
+
+
+@pytest.mark.parametrize("variant", ["corrected", "paper"])
+@pytest.mark.parametrize(("low", "high", "dtype"), GRIDS)
+@pytest.mark.parametrize("shape", [(1000,), (90, 7, 3), ()])
+def test_parts_give_the_bits_of_the_whole(monkeypatch, variant, low, high, dtype, shape):
+    monkeypatch.setattr(offset_lsq, "CHUNK", 256)
+    generator = torch.Generator().manual_seed(0)
+    codes = [torch.randint(low, high + 1, shape, generator=generator).to(dtype) for _ in range(9)]
+    tracker = OscillationTracker(0.1, variant)
+    found = [tracker.update(c) for c in codes][1:]
+    reversals, frequency, mean, last = by_definition(codes, 0.1, variant)
+    assert all(map(torch.equal, found, reversals)) and found[0].dtype == torch.bool
+    assert torch.equal(tracker.frequency, frequency) and torch.equal(tracker.mean_codes, mean)
+    assert torch.equal(tracker.direction.float(), last) and torch.equal(tracker.previous, codes[-1])
+
+
+def test_codes_given_are_not_kept_or_changed():
+    tracker, codes = OscillationTracker(0.1), torch.zeros(4, dtype=torch.int8)
+    for k in range(4):
+        codes.fill_(k % 2)  # the same tensor at each step
+        reversals = tracker.update(codes)
+        assert (codes == k % 2).all() and reversals.all() == (k > 1)
 
 
 def test_state_is_in_buffers():

@@ -95,3 +95,14 @@ def test_occupancy_of_smooth_densities(density, bits, half, entropy, error):
 def test_one_scale_for_the_whole_tensor_is_that_of_one_long_row():
     weight = torch.randn(6, 10, generator=torch.Generator().manual_seed(4))
     assert StatsQ(3, channel_axis=None)(weight).equal(StatsQ(3)(weight.reshape(1, -1)).reshape(6, 10))
+
+
+def test_frozen_entries_are_loaded_onto_the_quantizer_s_device():
+    saved = StatsQ(3)
+    saved.freeze(torch.tensor([[True, False]]), torch.tensor([[1, 0]], dtype=torch.int8))
+    assert set(saved.state_dict()) == {"frozen", "frozen_codes", "_extra_state"}
+    here, elsewhere = StatsQ(3), StatsQ(3).to("meta")
+    here.load_state_dict(saved.state_dict())
+    elsewhere.load_state_dict(saved.state_dict())
+    assert torch.equal(here.frozen, saved.frozen) and torch.equal(here.frozen_codes, saved.frozen_codes)
+    assert (elsewhere.frozen.device.type, elsewhere.frozen_codes.device.type) == ("meta", "meta")

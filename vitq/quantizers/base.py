@@ -122,13 +122,17 @@ class Quantizer(nn.Module):
             raise InputError(f"bits={self.bits}, but the checkpoint holds a quantizer of {bits} bits")
         self.signed, self.initialized = None if signed < 0 else bool(signed), bool(initialized)
 
+    @property
+    def _device(self) -> torch.device:
+        return self.scale.device
+
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         for name in ("frozen", "frozen_codes"):  # these exist in the checkpoint only if something was frozen
             saved = state_dict.get(prefix + name)
             if saved is None:
                 setattr(self, name, None)
             elif getattr(self, name) is None or getattr(self, name).shape != saved.shape:
-                setattr(self, name, torch.empty_like(saved, device=self.scale.device))
+                setattr(self, name, torch.empty_like(saved, device=self._device))
         for name in self.SIZED_BY_DATA:
             saved, own = state_dict.get(prefix + name), getattr(self, name, None)
             if saved is not None and own is not None and own.shape != saved.shape:

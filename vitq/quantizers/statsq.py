@@ -62,6 +62,11 @@ class StatsQ(Quantizer):
 
             raise InputError(f"signed={signed!r}: StatsQ has a signed grid only; use lsq for activations")
         self.n = 2 ** (bits - 1)
+        self.register_buffer("place", torch.empty(0), persistent=False)  # without a scale, tells the device
+
+    @property
+    def _device(self) -> torch.device:
+        return self.place.device
 
     def fit_range(self, x: Tensor) -> None:
         """Nothing to set: the scale follows the weights."""

@@ -3,8 +3,12 @@
 import pytest
 import torch
 
+import vitq
+from vitq import zoo
 from vitq.errors import InputError
 from vitq.papers.nagel2022 import FreezingTracker, IterativeFreezing
+from vitq.quantizers import offset_lsq
+from vitq.train.callbacks import TrainState
 
 
 def step(tracker, code, threshold):
@@ -79,6 +83,82 @@ def test_frozen_count_never_falls_and_threshold_zero_freezes_nothing():
             counts.append(int(tracker.frozen.sum()))
         assert counts == sorted(counts)
         assert (counts[-1] > 0) == (threshold > 0)
+
+
+def swinging(steps, shape, seed=0):
+    """Codes that swing about a centre of their own, more or less far."""
+    generator = torch.Generator().manual_seed(seed)
+    centre, width = torch.randn(shape, generator=generator), torch.rand(shape, generator=generator)
+    return [(centre + width * torch.randn(shape, generator=generator)).round().clamp(-4, 3).to(torch.int8)
+            for _ in range(steps)]
+
+
+@pytest.mark.parametrize("variant", ["corrected", "paper", "released"])
+@pytest.mark.parametrize("shape", [(1000,), (90, 7, 3)])
+def test_parts_give_the_bits_of_the_whole(monkeypatch, variant, shape):
+    whole, parts = FreezingTracker(0.05, variant), FreezingTracker(0.05, variant)
+    changes = []
+    for i, codes in enumerate(swinging(60, shape)):
+        threshold = 0.0 if i < 10 else 0.3 - 0.004 * (i - 10)
+        monkeypatch.setattr(offset_lsq, "CHUNK", 2**40)
+        out = whole.step(codes, threshold)
+        before = None if i == 0 else (parts.frozen.clone(), parts.frozen_codes.clone())
+        monkeypatch.setattr(offset_lsq, "CHUNK", 128)
+        changes.append(parts.observe(codes, threshold))
+        assert torch.equal(out, torch.where(parts.frozen, parts.frozen_codes, codes))
+        for name, value in whole.state_dict().items():
+            assert torch.equal(value, parts.state_dict()[name]), (i, name)
+        if i and not changes[-1]:
+            assert torch.equal(parts.frozen, before[0]) and torch.equal(parts.frozen_codes, before[1])
+    assert 0.1 < whole.frozen.float().mean() < 1 and not any(changes[1:10]) and any(changes)
+
+
+@pytest.mark.parametrize("weight", ["lsq", "statsq"])
+def test_quantizers_have_the_tracker_s_masks_after_each_step_and_after_a_resume(weight):
+    model = vitq.quantize(zoo.load("vit_micro"), vitq.QuantSpec(3, weight=weight))
+    state = TrainState(model, torch.device("cpu"), 100)
+    remedy = IterativeFreezing(0.2, momentum=0.1)
+    remedy.on_start(state)
+    generator, frozen = torch.Generator().manual_seed(0), []
+    sites = remedy.weights.sites
+    start = {name: site.latent.detach().clone() for name, site in sites.items()}
+
+    def step(model, remedy):
+        for name, site in remedy.weights.sites.items():  # all weights but those of one layer wander
+            width = 0.0 if name == "blocks.1.mlp.fc1" else 0.3 * start[name].std()
+            noise = torch.randn(site.shape, generator=generator)
+            with torch.no_grad():
+                site.latent.copy_(start[name] + width * noise)
+        remedy.after_step(state)
+        masks, codes = (remedy.weights.split(t) for t in (remedy.tracker.frozen, remedy.tracker.frozen_codes))
+        for name, site in remedy.weights.sites.items():
+            own, mask = site.quantizer, masks[name]
+            assert torch.equal(own.frozen, mask) and torch.equal(own.frozen_codes[mask], codes[name][mask])
+            if weight == "lsq":
+                assert torch.equal(site.latent[mask], own.dequantize(codes[name])[mask])
+        frozen.append(int(remedy.tracker.frozen.sum()))
+
+    for _ in range(12):
+        step(model, remedy)
+    assert not masks_of(remedy)["blocks.1.mlp.fc1"].any() and frozen[0] == 0 < frozen[5] < frozen[-1]
+    again = vitq.quantize(zoo.load("vit_micro"), vitq.QuantSpec(3, weight=weight))
+    resumed = IterativeFreezing(0.2, momentum=0.1)
+    state.model = again
+    again.load_state_dict(model.state_dict())
+    resumed.on_start(state)
+    resumed.load_state_dict({name: value.clone() for name, value in remedy.state_dict().items()})
+    generator_state = generator.get_state()
+    step(model, remedy)
+    generator.set_state(generator_state)
+    step(again, resumed)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    for name, value in remedy.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def masks_of(remedy):
+    return remedy.weights.split(remedy.tracker.frozen)
 
 
 def test_threshold_schedule_of_the_spec():
