@@ -1,4 +1,5 @@
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -108,8 +109,9 @@ def test_a_file_with_code_is_refused_unread(tmp_path, capsys):
     torch.save({"state_dict": {"a": torch.zeros(1)}, "meta": Spy()}, tmp_path / "code.pth")
     (tmp_path / "text.pth").write_bytes(b"no checkpoint")
     (tmp_path / "pickle.pth").write_bytes(pickle.dumps(Spy()))
-    for name in ("code", "text", "pickle"):
-        with pytest.raises(InputError, match="cannot be loaded as tensors and plain data"):
+    for name, why in (("code", "it holds print; save its 'state_dict' alone"), ("text", "truncated or no PyTorch"),
+                      ("pickle", "truncated or no PyTorch")):
+        with pytest.raises(InputError, match=f"cannot be loaded as tensors and plain data: .*{why}"):
             read_checkpoint(tmp_path / f"{name}.pth")
     assert capsys.readouterr().out == ""
     torch.save({"state_dict": {"a": 3}}, tmp_path / "number.pth")
@@ -117,6 +119,57 @@ def test_a_file_with_code_is_refused_unread(tmp_path, capsys):
         read_checkpoint(tmp_path / "number.pth")
     with pytest.raises(MissingError, match="does not exist"):
         read_checkpoint(tmp_path / "none.pth")
+
+
+def mmcv_content(state):
+    """What the runner of MMDetection 2.11 with mixed precision wraps a state dict in, as plain types."""
+    state = OrderedDict(state)
+    state._metadata = OrderedDict({"": {"version": 1}, "backbone": {"version": 1}})
+    optimizer = {"state": {0: {"step": 7330, "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(3)}},
+                 "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.999), "weight_decay": 0.05, "params": [0]}]}
+    meta = {"env_info": "sys.platform: linux", "config": "model = dict(type='MaskRCNN')", "seed": None, "epoch": 36,
+            "iter": 263880, "mmcv_version": "1.3.1", "time": "Mon Apr 12 01:02:03 2021", "hook_msgs": {},
+            "CLASSES": ("person", "bicycle"), "PALETTE": None}
+    return {"meta": meta, "state_dict": state, "optimizer": optimizer,
+            "amp": {"loss_scaler0": {"loss_scale": 65536.0, "unskipped": 12}}}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_as_training_leaves_it(tiny, tmp_path, zipped):
+    """With optimizer, settings and loss scale, in either of PyTorch's formats; or cut short at any place."""
+    model, file = tiny(seed=3), tmp_path / "f.pth"
+    torch.save(mmcv_content(published_state(model)), file, _use_new_zipfile_serialization=zipped)
+    again = load(model.config, checkpoint=file)
+    own = model.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in again.state_dict().items())
+    content = file.read_bytes()
+    for part in (0, 1, 100, 1000, *(len(content) * n // 13 for n in range(1, 13)), len(content) - 1):
+        file.write_bytes(content[:part])
+        with pytest.raises(InputError, match="it is truncated or no PyTorch file") as caught:
+            load(model.config, checkpoint=file)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_file_of_another_model_is_recognized(case, published):
+    """By its first key or shape that does not fit; the message says which model it looks like."""
+    name, model, _ = case
+    for other in set(MODELS) - {name}:
+        state = {key: torch.empty(shape, device="meta") for key, shape in published(other).items()}
+        with pytest.raises(InputError, match=f"looks like {other}"):
+            meta_translate(state, model)
+
+
+def test_files_of_other_programs(tiny, tmp_path):
+    """ImageNet weights of Swin, another release's names, a bare number; one line each."""
+    file = tmp_path / "f.pth"
+    for content, message in (
+            ({"model": {"patch_embed.proj.weight": torch.zeros(1)}}, "no 'state_dict', and 'model' is no tensor"),
+            ({"state_dict": {"backbone.stages.0.blocks.0.attn.w_msa.qkv.weight": torch.zeros(1)}},
+             "'backbone.stages.0.blocks.0.attn.w_msa.qkv.weight' is not one of this model's$"),
+            ({"state_dict": {}}, "holds no state dict"), (3, "holds no state dict")):
+        torch.save(content, file)
+        with pytest.raises(InputError, match=message):
+            load(tiny().config, checkpoint=file)
 
 
 def test_a_wrong_name_lists_the_models():

@@ -1,13 +1,13 @@
 """The published checkpoints of Swin-Transformer-Object-Detection, key by key."""
 
-import pickle
 import re
+import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from vitq.detection.config import MICRO, DetectorConfig, config_of
+from vitq.detection.config import MICRO, MODELS, DetectorConfig, config_of
 from vitq.errors import InputError, MissingError
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -66,17 +66,24 @@ def read_checkpoint(file: str | Path) -> dict[str, Tensor]:
     """
     if not Path(file).is_file():
         raise MissingError(f"checkpoint={str(file)!r} does not exist")
+    source = f"checkpoint={str(file)!r}"
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise InputError(f"checkpoint={str(file)!r} cannot be loaded as tensors and plain data ({reason})") from None
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # a broken file ends in any of a dozen kinds
+        foreign = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+        why = (f"it holds {foreign[1]}; save its 'state_dict' alone" if foreign else
+               "it is truncated or no PyTorch file; fetch it again")
+        raise InputError(f"{source} cannot be loaded as tensors and plain data: {why}") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not state:
-        raise InputError(f"checkpoint={str(file)!r} holds no state dict")
+        raise InputError(f"{source} holds no state dict")
     for key, value in state.items():
         if not isinstance(value, Tensor):
-            raise InputError(f"checkpoint={str(file)!r}: {key!r} is no tensor, but {type(value).__name__}")
+            raise InputError(f"{source} is no checkpoint of a detector: there is no 'state_dict', and {key!r} is no "
+                             f"tensor, but {type(value).__name__}")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
@@ -97,10 +104,10 @@ def translate(state: dict[str, Tensor], model: nn.Module, file: str | Path = "")
             _check_index(model, name, key, value, source)
             continue
         if name not in own:
-            raise InputError(f"{source}: the key {key!r} is not one of this model's")
+            raise InputError(f"{source}: the key {key!r} is not one of this model's{_guess(state)}")
         if value.shape != own[name].shape:
             raise InputError(f"{source}: {key!r} has shape {tuple(value.shape)}, this model needs "
-                             f"{tuple(own[name].shape)}")
+                             f"{tuple(own[name].shape)}{_guess(state)}")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise InputError(f"{source}: {key!r} holds NaN or infinity")
         found[name] = value
@@ -108,8 +115,18 @@ def translate(state: dict[str, Tensor], model: nn.Module, file: str | Path = "")
         if name not in found and name.endswith("num_batches_tracked"):
             found[name] = torch.zeros_like(value)
         if name not in found:
-            raise InputError(f"{source}: nothing in it gives {name!r}; is it the checkpoint of another model?")
+            raise InputError(f"{source}: nothing in it gives {name!r}{_guess(state) or '; is it complete?'}")
     return found
+
+
+def _guess(state: dict[str, Tensor]) -> str:
+    """Which published model the keys are those of, as the end of a message."""
+    depth = sum(bool(re.fullmatch(r"backbone\.layers\.2\.blocks\.\d+\.norm1\.weight", key)) for key in state)
+    cascade = any(key.startswith("roi_head.bbox_head.0.") for key in state)
+    for name, config in MODELS.items():
+        if config.cascade == cascade and config.depths[2] == depth and our_key(next(iter(state))) is not None:
+            return f"; the file looks like {name}"
+    return ""
 
 
 def _check_index(model: nn.Module, name: str, key: str, value: Tensor, source: str) -> None:
