@@ -107,6 +107,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (InputError, MissingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 3
+    except stop.Stopped as error:
+        print(error, file=sys.stderr)
+        return error.code
     return 0
 
 
