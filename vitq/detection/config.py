@@ -87,7 +87,7 @@ _MICRO = DetectorConfig(classes=4, embed_dim=48, depths=(2, 2, 2, 1), heads=(3, 
                         candidates=300)
 MICRO = {  # for generated shapes of 128 pixels; trained by vitq.detection.micro
     "mask_rcnn_swin_micro": _MICRO,
-    "cascade_mask_rcnn_swin_micro": replace(_MICRO, cascade=True, hidden=192),
+    "cascade_mask_rcnn_swin_micro": replace(_MICRO, cascade=True, hidden=192, samples=48),
 }
 
 

@@ -2,6 +2,9 @@
 
 ``python -m vitq.detection.micro mask --out FOLDER`` trains one and writes such weights as are shipped;
 :func:`vitq.detection.load` opens the shipped ones by name. Nothing but the generated images goes into them.
+
+The Mask R-CNN is trained from random weights. The Cascade Mask R-CNN begins with the shipped Mask R-CNN's backbone,
+pyramid, proposal network and mask head, the last for each of its three, and trains all of it on.
 """
 
 import argparse
@@ -14,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitq.detection.checkpoint import load
 from vitq.detection.coco import CocoSet
 from vitq.detection.evaluation import evaluate
 from vitq.detection.saving import save
@@ -27,7 +31,7 @@ IMAGES, SIZE = 8000, 128
 SEEDS = {"training": 1, "chosen": 2, "held_out": 3}  # of the images
 RECIPES = {
     "mask": {"steps": 4000, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 300},
-    "cascade": {"steps": 2000, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 100},
+    "cascade": {"steps": 2500, "batch_size": 8, "learning_rate": 7e-4, "warmup_steps": 200},
 }
 
 
@@ -71,12 +75,24 @@ def train(kind: str, out: str | Path, seed: int = 0) -> dict[str, Any]:
     out = Path(out)
     torch.manual_seed(seed)
     model = Detector(NAMES[kind])
+    if kind == "cascade":
+        begin_with(model, load(NAMES["mask"]))
     result = train_detector(model, training(out / "data" / "training"), settings(kind), seed=seed, out=out / kind,
                             held_out=chosen(out / "data" / "chosen"))
     facts = {"command": f"python -m vitq.detection.micro {kind} --seed {seed}", "seed": seed, "steps": result.steps,
              "batch_size": RECIPES[kind]["batch_size"], "training_images": IMAGES, "image_seeds": SEEDS,
              "seconds": round(result.seconds)}
     return write(model, NAMES[kind], out, facts)
+
+
+def begin_with(cascade: nn.Module, trained: nn.Module) -> None:
+    """Give a Cascade Mask R-CNN all of a trained Mask R-CNN but the box head."""
+    state, mask = trained.state_dict(), "roi.mask_heads.0."
+    found = {key: value for key, value in state.items() if not key.startswith("roi.")}
+    for stage in range(cascade.config.stages):
+        found |= {key.replace(mask, f"roi.mask_heads.{stage}."): value for key, value in state.items()
+                  if key.startswith(mask)}
+    cascade.load_state_dict(cascade.state_dict() | found)
 
 
 def write(model: nn.Module, name: str, out: Path, facts: dict[str, Any]) -> dict[str, Any]:
