@@ -45,7 +45,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 bench: setup
-	@missed=0; for part in bench bench_labels bench_erq; do $(BIN)/python tests/$$part.py || missed=1; done; exit $$missed
+	@missed=0; for part in bench bench_networks bench_labels bench_erq; do $(BIN)/python tests/$$part.py || missed=1; done; exit $$missed
 
 lint: setup
 	$(BIN)/python -m ruff check .

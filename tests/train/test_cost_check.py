@@ -31,7 +31,7 @@ def test_a_run_of_each_paper_is_timed(tmp_path, monkeypatch, paper):
     (line,) = csv.DictReader(out.read_text().splitlines())
     assert line["run"] == paper and (line["batch"], line["steps"]) == ("4", "1 x 5")
     estimated, measured = float(line["estimated s a step"]), float(line["measured s a step"])
-    assert measured > 0 and float(line["measured s in all"]) > 0
+    assert measured > 0
     assert float(line["estimate is off by, %"]) == pytest.approx(100 * (estimated / measured - 1), abs=2)
     assert status == (abs(float(line["estimate is off by, %"])) > 25)
 
