@@ -54,7 +54,9 @@ def quantize(model: nn.Module, images: ImageBatch | list[ImageBatch], method: st
 
     Args:
         model: Float detector; left as it was.
-        images: Calibration images: one, as published, or any number.
+        images: Calibration images: one, as published, or any number. The first ``calibration_images`` set the ranges
+            together, which takes about 0.8 GB for each of 800 x 1216 pixels. From 13 images on, a box head's first
+            linear layer has more rows of data than inputs; solving for it then takes up to 10 GB.
         method: ``"nearest"``, ``"repq"``, ``"gptq"``, ``"aqer"``, ``"wqer"``, ``"erq"`` or ``"erq_plus"``.
         weight_bits: Of all weights, or None.
         act_bits: Of layer inputs and attention operands, or None; the image has 8 bits.
@@ -64,6 +66,7 @@ def quantize(model: nn.Module, images: ImageBatch | list[ImageBatch], method: st
         progress: Called with each layer's report.
         options: Fields of :class:`~vitq.papers.erq2024.options.ErqOptions`; they win. Layers of region vectors have
             the ridge of other linear layers (``vector_strength=None``): the released 0.1 is that of a classifier.
+            ``chunk`` and ``workers`` have no effect here.
 
     Raises:
         InputError: An unknown choice, a model that is quantized already, or no image.
