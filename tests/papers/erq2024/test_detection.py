@@ -60,9 +60,17 @@ def test_a_finished_job_is_read_back(job, monkeypatch):
     row, = found["rows"]
     assert 0 <= row["box_ap"] <= 100 and row["method"] == "repq" and row["detections"] <= 5
     assert {entry["image_id"] for entry in found["pictures"]["repq"]} <= {2}
+    assert row["box_ap_part"] == row["box_ap"] and found["data_version"]
     assert read_json(job["out"]) == found
     monkeypatch.setattr(detection, "opened", None)
     assert detection.studied(job) == found
+
+
+def test_a_part_is_what_a_limited_job_scores(model, job):
+    whole, _ = detection.scored(model, detection.images_of("held_out", 2, job["data"]), part=1)
+    limited, _ = detection.scored(model, detection.images_of("held_out", 2, job["data"]), limit=1, part=1)
+    for kind in ("box", "mask"):
+        assert whole[f"{kind}_ap_part"] == limited[f"{kind}_ap"] == limited[f"{kind}_ap_part"]
 
 
 def rows(values, bits="W4A4", setting=""):

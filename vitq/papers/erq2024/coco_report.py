@@ -84,8 +84,8 @@ def make(job: CocoJob, seeds: list[int], scale: str, bench: Bench | None, float_
             continue
         found = results[method]
         names["config"] |= {"calibrated_on": [result["calibrated_on"] for result in found]}
-        metrics = {name: [result[name] for result in found] for name in found[0]
-                   if isinstance(found[0][name], float) and name != "peak_memory_mb"}
+        metrics = {name: [result[name] for result in found] for name in found[0] if name != "peak_memory_mb"
+                   and all(isinstance(result[name], float) for result in found)}
         exact = {f"{name}_float": float_result[name] for name in METRICS}
         made.append(Record(
             **shared, **names, metrics=metrics | exact, seeds=bench.draws(seeds), images=found[0]["images"],

@@ -33,7 +33,8 @@ def studied(job: dict) -> dict:
         job: What to do:
 
             - ``detector``: a name for :func:`vitq.detection.load`; ``weights``: a file for it, or None;
-            - ``test``: ``{"split": "held_out" or "chosen", "images": n}``;
+            - ``test``: ``{"split": "held_out" or "chosen", "images": n}``, and ``"limit"`` to score the first so many;
+            - ``part``: AP on the first so many images is given too, to set beside jobs with that limit;
             - ``data``: folder of the generated images of :func:`images_of`: make them before several processes start;
             - ``cases``: each ``{"method": ..., **options}``; without any the detector is evaluated as it is;
             - ``bits``: such as ``"W4A4"``; ``scope`` and ``levels`` as in :func:`vitq.detection.quantize`;
@@ -41,9 +42,9 @@ def studied(job: dict) -> dict:
             - ``pictures``: ids of images whose detections are kept; ``out``: file of the results, or None.
 
     Returns:
-        ``rows``, one a case: ``method``, ``coe``, ``box_ap``, ``mask_ap`` and their parts in percent, ``seconds`` to
-        quantize, ``evaluate_seconds``, ``detections`` an image; ``pictures``: results in COCO's format by method;
-        ``fingerprint`` of the float weights; ``data_version``; ``job_seconds``.
+        ``rows``, one a case: ``method``, ``coe``, ``box_ap``, ``mask_ap`` and their parts in percent, ``box_ap_part``
+        and ``mask_ap_part``, ``seconds`` to quantize, ``evaluate_seconds``, ``detections`` an image; ``pictures``:
+        results in COCO's format by method; ``fingerprint`` of the float weights; ``data_version``; ``job_seconds``.
     """
     done = None if job.get("out") is None else Path(job["out"])
     if done is not None and done.exists():
@@ -53,7 +54,7 @@ def studied(job: dict) -> dict:
     found: dict[str, Any] = {"rows": [], "pictures": {}, "fingerprint": fingerprint(model)[:16],
                              "data_version": provenance.digest(test.identity())[:16]}
     for case, network, seconds in quantized(model, job):
-        row, kept = scored(network, test, job.get("pictures", ()))
+        row, kept = scored(network, test, job["test"].get("limit"), job.get("part"), job.get("pictures", ()))
         found["rows"].append({"method": case["method"], "coe": case.get("coe"), "seconds": seconds, **row})
         found["pictures"][case["method"]] = kept
     found["job_seconds"] = time.perf_counter() - begin
@@ -120,12 +121,18 @@ def corrected(base: tuple, options: ErqOptions) -> nn.Module:
     return model
 
 
-def scored(network: nn.Module, test: CocoSet, pictures: tuple[int, ...] = ()) -> tuple[dict, list[dict]]:
-    """AP in percent on a set, and the results of some images."""
+def scored(network: nn.Module, test: CocoSet, limit: int | None = None, part: int | None = None,
+           pictures: tuple[int, ...] = ()) -> tuple[dict, list[dict]]:
+    """AP in percent on a set or its first images, and the results of some of them."""
     begin = time.perf_counter()
-    results = detect_all(network, test, progress=False)
-    row = {f"{kind}_{name.lower()}": None if value is None else 100 * value for kind in ("box", "mask")
-           for name, value in average_precision(test, results, kind).items()}
+    results = detect_all(network, test, limit=limit, progress=False)
+    first = {number: results[number] for number in list(results)[:part]}
+    row = {}
+    for kind in ("box", "mask"):
+        found = average_precision(test, results, kind)
+        row |= {f"{kind}_{name.lower()}": None if value is None else 100 * value for name, value in found.items()}
+        own = found if len(first) == len(results) else average_precision(test, first, kind)
+        row[f"{kind}_ap_part"] = 100 * own["AP"]
     row |= {"detections": sum(map(len, results.values())) / len(results),
             "evaluate_seconds": time.perf_counter() - begin}
     return row, [entry for number in pictures for entry in results[number]]
