@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vitq.detection import Detector, DetectorConfig, quantize, save
+from vitq.errors import InputError
 from vitq.files import read_json
 from vitq.papers.erq2024 import detection, detection_tables
 
@@ -64,6 +65,10 @@ def test_a_finished_job_is_read_back(job, monkeypatch):
     assert read_json(job["out"]) == found
     monkeypatch.setattr(detection, "opened", None)
     assert detection.studied(job) == found
+    monkeypatch.undo()
+    monkeypatch.setattr(detection.provenance, "note_data", lambda *_: None)
+    with pytest.raises(InputError, match="not of-others"):
+        detection.studied(job | {"out": None, "fingerprint": "of-others"})
 
 
 def test_a_part_is_what_a_limited_job_scores(model, job):

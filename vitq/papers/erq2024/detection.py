@@ -18,6 +18,7 @@ from vitq.detection.coco import CocoSet
 from vitq.detection.evaluation import average_precision, detect_all
 from vitq.detection.images import ImageBatch
 from vitq.detection.results import fingerprint
+from vitq.errors import InputError
 from vitq.files import read_json, write_json
 from vitq.papers.erq2024.options import ErqOptions
 
@@ -30,9 +31,10 @@ def studied(job: dict) -> dict:
     """Do one job, or read what it gave before from its file.
 
     Args:
-        job: What to do:
+        job: What to do (other entries are handed through):
 
             - ``detector``: a name for :func:`vitq.detection.load`; ``weights``: a file for it, or None;
+            - ``fingerprint``: of these weights, see :func:`opened`, so that results of others are not taken over;
             - ``test``: ``{"split": "held_out" or "chosen", "images": n}``, and ``"limit"`` to score the first so many;
             - ``part``: AP on the first so many images is given too, to set beside jobs with that limit;
             - ``data``: folder of the generated images of :func:`images_of`: make them before several processes start;
@@ -70,11 +72,18 @@ def images_of(split: str, count: int, folder: str | Path) -> CocoSet:
 
 
 def opened(job: dict) -> nn.Module:
-    """The float detector of a job."""
+    """The float detector of a job, whose fingerprint is noted among the data that a notebook used.
+
+    Raises:
+        InputError: The job asks for other weights than there are.
+    """
     from vitq.detection import load
 
     model = load(job["detector"], checkpoint=job.get("weights"))
-    provenance.note_data(job["detector"], fingerprint(model)[:16])
+    mark = fingerprint(model)[:16]
+    if job.get("fingerprint", mark) != mark:
+        raise InputError(f"detector={job['detector']!r} has the weights {mark}, not {job['fingerprint']}")
+    provenance.note_data(job["detector"], mark)
     return model
 
 
