@@ -62,3 +62,25 @@ def test_a_quantized_detector_draws_too(tiny, shapes, tmp_path, capsys):
     assert detect(shapes.path(1), "--out", tmp_path / "q.png", "--checkpoint", file, "--short", 64, "--long", 64,
                   "--threshold", 0) == 0
     assert "3 of 3 detections" in capsys.readouterr().out
+
+
+def test_a_published_file_and_a_photograph(published, tmp_path, capsys):
+    """Every key of the published layout with its wrapping, and a picture at its own size; then the wrong name."""
+    from vitq.data import photos
+    from vitq.detection import Detector
+    from vitq.detection.checkpoint import our_key
+    torch.manual_seed(0)
+    model = Detector("mask_rcnn_swin_tiny")
+    torch.nn.init.normal_(model.roi.box_heads[0].logits.weight, std=0.3)  # sure enough to be drawn
+    own = model.state_dict()
+    state = {key: own[our_key(key)] if our_key(key) in own else model.get_buffer(our_key(key))
+             for key in published("mask_rcnn_swin_tiny")}
+    file, image, out = tmp_path / "m.pth", tmp_path / "photo.jpg", tmp_path / "out.jpg"
+    torch.save({"meta": {"epoch": 36, "CLASSES": ("person",)}, "state_dict": state, "optimizer": {"state": {}}}, file)
+    photo = photos.photograph("chelsea")
+    assert cv2.imwrite(str(image), photo[..., ::-1])
+    common = (image, "--out", out, "--checkpoint", file, "--short", 96, "--long", 160, "--threshold", 0.05)
+    assert detect(*common, "--model", "mask_rcnn_swin_tiny") == 0
+    assert " detections drawn into" in capsys.readouterr().out and cv2.imread(str(out)).shape == photo.shape
+    with pytest.raises(InputError, match="the file looks like mask_rcnn_swin_tiny"):
+        detect(*common, "--model", "cascade_mask_rcnn_swin_tiny")
