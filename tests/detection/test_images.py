@@ -91,6 +91,11 @@ def test_joined_batches_are_padded_to_the_largest():
     one, two = prepare_image(noise(40, 60), 60, 40), prepare_image(noise(60, 40), 60, 40)
     both = ImageBatch.join([one, two])
     assert both.images.shape == (2, 3, 64, 64) and both.sizes == [(40, 60), (60, 40)] and both.scales.shape == (2, 4)
+    small = prepare_image(noise(20, 30), 60, 40)
+    mixed = ImageBatch.join([two, small])
+    assert mixed.sizes == [(60, 40), (40, 60)] and mixed.originals == [(60, 40), (20, 30)]
+    assert mixed.scales.tolist() == [[1] * 4, [2] * 4]
+    assert torch.equal(mixed.images[0], two.images[0]) and torch.equal(mixed.images[1], small.images[0])
 
 
 @pytest.mark.parametrize("cascade", [False, True])
@@ -105,3 +110,20 @@ def test_extreme_images_and_order(tiny, cascade):
         assert one.size == size and torch.equal(one.boxes, two.boxes) and torch.equal(one.scores, two.scores)
         assert one.masks().shape == (len(one), *size)
         assert (one.boxes[:, 2] <= size[1] + 1e-3).all() and (one.boxes[:, 3] <= size[0] + 1e-3).all()
+
+
+@torch.no_grad()
+def test_padding_to_a_larger_image_would_change_the_result(tiny, shapes):
+    """So the network sees one image at a time, padded to a multiple of 32 and no further."""
+    from vitq.detection.evaluation import detect_all
+
+    model = tiny(classes=4, detections=2)
+    one, two = prepare_image(noise(40, 60), 60, 40), prepare_image(noise(90, 60), 90, 60)
+    alone, together = model.backbone(one.images), model.backbone(ImageBatch.join([one, two]).images[:1])
+    rows, columns = alone[3].shape[-2:]
+    assert (alone[3] - together[3][..., :rows, :columns]).abs().max() > 1e-3
+    seen = []
+    handle = model.backbone.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+    detect_all(model, shapes, limit=3, progress=False)
+    handle.remove()
+    assert seen == [(1, 3, 64, 64)] * 3
