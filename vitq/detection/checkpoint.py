@@ -156,10 +156,6 @@ def load(name: str | DetectorConfig, checkpoint: str | Path | None = None) -> nn
 
     if checkpoint is None and name in MICRO:
         checkpoint = SHIPPED / f"{name}.safetensors"
-        if not checkpoint.exists():  # to be trained
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                return Detector(config_of(name)).eval()
     model = Detector(config_of(name)).eval()
     if checkpoint is not None:
         if str(checkpoint).endswith(".safetensors"):
