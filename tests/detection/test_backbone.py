@@ -67,6 +67,7 @@ def test_windows_never_shrink_and_odd_blocks_shift(tiny):
     for stage in tiny(depths=(2, 2, 2, 2)).backbone.layers:
         assert [block.window_size for block in stage.blocks] == [(4, 4), (4, 4)]
         assert [tuple(block.shift_size) for block in stage.blocks] == [(0, 0), (2, 2)]
+        assert [type(block) for block in stage.blocks] == [PaddedBlock] * 2
 
 
 @torch.no_grad()
@@ -115,3 +116,9 @@ def test_names_are_timms_and_there_is_no_position_embedding(tiny):
     names = {name for name, _ in tiny().backbone.named_parameters()}
     assert "layers.2.blocks.1.attn.qkv.weight" in names and "layers.1.downsample.reduction.weight" in names
     assert not any("pos_embed" in name or name.startswith(("norm.", "head.")) for name in names)
+
+
+def test_mlp_width_and_stochastic_depth_are_those_of_the_configuration(tiny):
+    blocks = [block for stage in tiny(mlp_ratio=2.0, drop_path=0.4).backbone.layers for block in stage.blocks]
+    assert [block.mlp.fc1.out_features for block in blocks] == [32, 64, 128, 128, 256]
+    assert [getattr(block.drop_path1, "drop_prob", 0.0) for block in blocks] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
