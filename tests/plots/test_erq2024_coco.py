@@ -26,8 +26,7 @@ def points(figure):
 def test_every_draw_is_a_marker():
     whole = table()[table().setting == ""]
     figure = figures.precision(whole, {"box_ap": "box AP (%)"})
-    assert points(figure) == 2 * 2 * 2 * 3 and [ax.get_title() for ax in figure.axes] == ["Mask R-CNN",
-                                                                                           "Cascade Mask R-CNN"]
+    assert points(figure) == 2 * 2 * 2 * 3 and [ax.get_title() for ax in figure.axes] == ["Mask R-CNN", "Cascade"]
     assert all(ax.lines[0].get_ydata()[0] == 90.0 for ax in figure.axes)
 
 

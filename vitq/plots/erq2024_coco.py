@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from vitq.detection.coco import CocoSet
 
-NAMES = {"mask_rcnn_swin_micro": "Mask R-CNN", "cascade_mask_rcnn_swin_micro": "Cascade Mask R-CNN"}
+NAMES = {"mask_rcnn_swin_micro": "Mask R-CNN", "cascade_mask_rcnn_swin_micro": "Cascade"}
 CLASS_COLORS = ("#0173b2", "#de8f05", "#029e73", "#cc78bc")
 LEVELS = 12  # of a channel, for pictures that compress
 MARKS = dict(zip(METHODS, MARKERS, strict=True))

@@ -13,7 +13,7 @@ TABLE = "erq2024_coco"
 PUBLISHED = {"mask_rcnn_swin_micro": "Mask R-CNN Swin-T", "cascade_mask_rcnn_swin_micro": "Cascade Mask R-CNN Swin-T"}
 METHODS = {"Nearest": "uniform"}  # our name and that of the published table, where they differ
 LABELS = {"box_ap": "box AP", "mask_ap": "mask AP", "box_ap50": "box AP50", "box_ap75": "box AP75",
-          "detections": "detections an image", "seconds": "seconds"}
+          "detections": "detections", "seconds": "seconds"}
 SUMMARY = "third-party summary of ERQ 2024; it does not name the other method"
 GAIN_OVER_OTHERS = {"box_ap": 0.5, "mask_ap": 0.3}  # points at W4A4 on Mask R-CNN, as that summary has it
 WORDS = {comparison.SAME: "same direction", comparison.NOISE: "within noise", comparison.OPPOSITE: "opposite",
