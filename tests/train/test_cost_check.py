@@ -32,8 +32,8 @@ def test_a_run_of_each_paper_is_timed(tmp_path, monkeypatch, paper):
     assert line["run"] == paper and (line["batch"], line["steps"]) == ("4", "1 x 5")
     estimated, measured = float(line["estimated s a step"]), float(line["measured s a step"])
     assert measured > 0
-    assert float(line["estimate is off by, %"]) == pytest.approx(100 * (estimated / measured - 1), abs=2)
-    assert status == (abs(float(line["estimate is off by, %"])) > 25)
+    assert float(line["estimate off by (%)"]) == pytest.approx(100 * (estimated / measured - 1), abs=2)
+    assert status == (abs(float(line["estimate off by (%)"])) > 25)
 
 
 def test_an_estimate_that_is_off_is_found(tmp_path, monkeypatch, capsys):
@@ -44,7 +44,7 @@ def test_an_estimate_that_is_off_is_found(tmp_path, monkeypatch, capsys):
         real(*args, **kwargs), images_per_second=1e6))
     file = parameters("nagel", tmp_path)
     assert cost_check.main([file, "--steps", "5", "--rounds", "1", "--batch-size", "4"]) == 1
-    assert "off by, %: -100" in capsys.readouterr().out
+    assert "off by (%): -100" in capsys.readouterr().out
     assert cost_check.main([file, "--steps", "2"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -82,7 +82,7 @@ def check(name: str, steps: int, batch: int, folder: Path | str, rounds: int = 3
     estimated, measured = (statistics.median(column) for column in zip(*pairs, strict=True))
     return {"run": row.name, "device": speed.device, "batch": str(size), "steps": f"{rounds} x {steps}",
             "estimated s a step": f"{estimated:.3g}", "measured s a step": f"{measured:.3g}",
-            "estimate is off by, %": f"{100 * (ratio - 1):+.0f}"}
+            "estimate off by (%)": f"{100 * (ratio - 1):+.0f}"}
 
 
 def cut(config: RunConfig, steps: int, batch: int, folder: Path) -> RunConfig:
@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
         writer.writeheader()
         writer.writerows(found)
         write_text(given.out, text.getvalue())
-    return int(any(abs(float(entry["estimate is off by, %"])) > BAR for entry in found))
+    return int(any(abs(float(entry["estimate off by (%)"])) > BAR for entry in found))
 
 
 if __name__ == "__main__":
