@@ -77,11 +77,11 @@ def main() -> int:
     for network in given.networks:
         table.append(measured(network, given.batch, given.rounds))
         print("  ".join(f"{name}: {value}" for name, value in table[-1].items()), flush=True)
-    if given.out:
-        with open(given.out, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(table)
+        if given.out:  # after each network, since all of them take minutes
+            with open(given.out, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(table)
     return 0
 
 
