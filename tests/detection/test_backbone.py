@@ -63,10 +63,12 @@ def test_timm_agrees_on_whole_windows_alone():
         assert (difference == 0) == same and (same or difference > 1e-3)
 
 
-def test_windows_never_shrink_and_odd_blocks_shift(tiny):
-    for stage in tiny(depths=(2, 2, 2, 2)).backbone.layers:
-        assert [block.window_size for block in stage.blocks] == [(4, 4), (4, 4)]
-        assert [tuple(block.shift_size) for block in stage.blocks] == [(0, 0), (2, 2)]
+@pytest.mark.parametrize("window, shift", [(4, 2), (7, 3), (12, 6)])
+def test_windows_never_shrink_and_odd_blocks_shift(tiny, window, shift):
+    """In no stage, however small its map: timm would stop shifting from a window of 7 at 224 pixels on."""
+    for stage in tiny(depths=(2, 2, 2, 2), window=window).backbone.layers:
+        assert [block.window_size for block in stage.blocks] == [(window, window)] * 2
+        assert [tuple(block.shift_size) for block in stage.blocks] == [(0, 0), (shift, shift)]
         assert [type(block) for block in stage.blocks] == [PaddedBlock] * 2
 
 
