@@ -128,6 +128,13 @@ def test_classes_must_fit(tiny, shapes):
         detect_all(tiny(), shapes)
 
 
+def test_a_detector_in_training_is_evaluated_in_evaluation_mode(tiny, shapes):
+    model = tiny(classes=4, cascade=True, detections=2, drop_path=0.5)
+    expected = detect_all(model, shapes, limit=1, progress=False)
+    assert detect_all(model.train(), shapes, limit=1, progress=False) == expected
+    assert all(module.training for module in model.modules())
+
+
 def test_a_part_of_the_images(tiny, shapes):
     assert len(detect_all(tiny(classes=4, detections=2), shapes, limit=2, progress=False)) == 2
 

@@ -27,6 +27,28 @@ def test_assignment_in_numbers():
     assert assign(overlaps[:, :0], 0.7, 0.3, 0.3, True).tolist() == [0] * 6
 
 
+def test_thresholds_themselves_and_the_last_of_two_objects():
+    overlaps = torch.tensor([[0.75], [0.25], [0.125]])
+    assert assign(overlaps, 0.75, 0.25, 0.25, False).tolist() == [1, -1, 0]  # from .75 on; below .25
+    assert assign(overlaps[1:], 0.75, 0.25, 0.25, True).tolist() == [1, 0]  # .25 is enough for the best of an object
+    both = torch.tensor([[0.5, 0.5], [0.125, 0.125]])
+    assert assign(both, 0.75, 0.25, 0.25, True).tolist() == [2, 0]
+    assert assign(torch.tensor([[0.875, 0.5]]), 0.75, 0.25, 0.25, True).tolist() == [2]  # whatever it had
+
+
+def test_a_share_is_rounded_down():
+    assigned = torch.cat([torch.ones(10, dtype=int), torch.zeros(10, dtype=int)])
+    positives, negatives = choose(assigned, 7, 0.25)
+    assert (len(positives), len(negatives)) == (1, 6)
+
+
+def test_the_best_proposal_of_an_object_is_positive_from_the_threshold_on_alone():
+    own = target(count=1)
+    for bottom, positives in ((17.0, 2), (16.0, 1)):  # IoU 12 / 24 and 11 / 24
+        proposals = torch.tensor([[5.0, 5.0, 29.0, bottom]])
+        assert sample_regions(proposals, own.boxes, own.labels, 80, 0.5, True).positives == positives
+
+
 def test_sampling_keeps_shares_and_adds_the_objects_own_boxes():
     assigned = torch.cat([torch.ones(300, dtype=int), torch.zeros(900, dtype=int), torch.full((50,), -1)])
     positives, negatives = choose(assigned, 512, 0.25)
@@ -49,7 +71,18 @@ def test_anchors_of_the_own_cells_or_inside_the_image(tiny):
     own = usable_anchors(anchors, maps, (60, 128), False).split([len(a) for a in anchors])
     assert [flags.sum().item() for flags in own] == [3 * r * c for r, c in ((16, 32), (8, 16), (4, 8), (2, 4), (1, 2))]
     inside = torch.cat(anchors)[usable_anchors(anchors, maps, (60, 128), True)]
-    assert inside.min() >= 0 and inside[:, 2].max() < 128 and inside[:, 3].max() < 60 and len(inside) > 100
+    assert inside.min() == 0 and inside[:, 2].max() < 128 and inside[:, 3].max() < 60 and len(inside) > 100
+    *_, last = usable_anchors(anchors, maps, (60, 70), False).split([len(a) for a in anchors])
+    assert last.sum() == 3 * 1 * 2  # 64 x 96 with its padding: cells that are begun count
+
+
+def test_samples_of_the_proposal_loss(tiny, monkeypatch):
+    model, asked = tiny(), []
+    monkeypatch.setattr(module, "assign", lambda *a: asked.append(a[1:]) or assign(*a))
+    monkeypatch.setattr(module, "choose", lambda *a: asked.append(a[1:]) or choose(*a))
+    maps = tuple(torch.zeros(1, 16, -(-64 // s), -(-64 // s)) for s in (4, 8, 16, 32, 64))
+    DetectionLoss(model).proposal_losses(*model.rpn(maps), model.rpn.anchors(maps), maps, Targets([target()]))
+    assert asked == [(0.7, 0.3, 0.3, True), (256, 0.5)]
 
 
 @pytest.mark.parametrize("cascade", [False, True])
@@ -96,6 +129,16 @@ def test_mask_targets_are_cut_out_of_the_own_object():
     assert mask_targets(own.masks, torch.tensor([1]), box)[0, :8].eq(0).all()
 
 
+def test_a_mask_target_is_the_mean_of_all_pixels_and_set_from_one_half_on():
+    left = torch.zeros(1, 112, 112, dtype=torch.bool)
+    left[..., 5:] = True
+    shifted = torch.tensor([[4.5, 5.0, 32.5, 33.0]])  # a pixel a bin; the first is half inside
+    assert mask_targets(left, torch.tensor([0]), shifted).eq(1).all()
+    stripes = torch.zeros(1, 112, 112, dtype=torch.bool)
+    stripes[..., 1::4] = True  # one pixel of four, beside the middle of each bin
+    assert mask_targets(stripes, torch.tensor([0]), torch.tensor([[0.0, 0.0, 112.0, 112.0]])).eq(0).all()
+
+
 @pytest.mark.parametrize("cascade, kept", [(False, 1000), (True, 2000)])
 def test_parts_stages_and_proposals(tiny, monkeypatch, cascade, kept):
     model = tiny(cascade=cascade).train()
@@ -121,6 +164,16 @@ def test_the_next_stage_does_not_see_the_objects_own_boxes(tiny):
     proposals = [torch.tensor([[0.0, 0.0, 9.0, 9.0], [6.0, 5.0, 30.0, 29.0], [40.0, 1.0, 60.0, 11.0]])]
     boxes, _ = DetectionLoss(model)._stage(maps, 0, proposals, Targets([target()]), [(64, 64)])
     assert len(boxes[0]) == 3 and boxes[0].shape[1] == 4 and not boxes[0].requires_grad
+
+
+def test_a_positive_moves_by_its_own_class_and_a_negative_by_the_best(tiny, monkeypatch):
+    model, moved = tiny(cascade=True).train(), []
+    monkeypatch.setattr(model.roi, "refine", lambda *a: moved.append((a[1], a[5])) or a[0])
+    maps = model(torch.randn(1, 3, 64, 64))
+    proposals = [torch.tensor([[40.0, 1.0, 60.0, 11.0], [1.0, 50.0, 20.0, 60.0]])]
+    DetectionLoss(model)._stage(maps, 0, proposals, Targets([target()]), [(64, 64)])
+    (logits, labels), = moved
+    assert sorted(labels[:2].tolist()) == [0, 1] and torch.equal(labels[2:], logits[2:, :-1].argmax(1))
 
 
 @pytest.mark.parametrize("cascade", [False, True])

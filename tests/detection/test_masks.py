@@ -30,6 +30,7 @@ def test_boxes_outside_or_without_area():
     boxes = torch.tensor([[-5.0, -5.0, 3.0, 3.0], [4.0, 4.0, 4.0, 8.0], [20.0, 20.0, 30.0, 30.0]])
     masks = paste_masks(torch.ones(3, 28, 28), boxes, (10, 10))
     assert masks[0].sum() == 9 and masks[2].sum() == 0
+    assert masks[1].nonzero().tolist() == [[row, column] for row in range(4, 8) for column in (3, 4)]
     assert paste_masks(torch.ones(0, 28, 28), torch.zeros(0, 4), (10, 10)).shape == (0, 10, 10)
 
 

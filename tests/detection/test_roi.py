@@ -58,6 +58,17 @@ def test_heads_have_the_background_last_and_move_boxes_class_by_class(tiny):
     assert (kinds.count("Conv2d"), kinds.count("ConvTranspose2d"), kinds.count("Linear")) == (5, 1, 4)
 
 
+def test_heads_begin_small(tiny):
+    head = tiny(hidden=512).roi.box_heads[0]
+    assert head.logits.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert head.deltas.weight.std().item() == pytest.approx(0.001, rel=0.1)
+    assert not head.logits.bias.any() and not head.deltas.bias.any()
+
+
+def test_stds_of_the_three_stages():
+    assert STDS == ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
+
+
 class Fixed(torch.nn.Module):
     """A head that gives the same logits and deltas whatever it sees, and remembers what it saw."""
 
