@@ -1,4 +1,5 @@
 import copy
+import itertools
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 from vitq import convert_attention
 from vitq.convert import INPUT, activation_quantizers
 from vitq.detection import MODELS, Detector, ImageBatch, load, open_saved, save
+from vitq.detection import quantization as module
 from vitq.detection.quantization import METHODS, attach, calibrate_levels, quantize, reparameterize
 from vitq.errors import InputError
 from vitq.papers.erq2024.options import ErqOptions
@@ -58,6 +60,39 @@ def test_erq_is_nearer_than_rounding(tiny, image):
     erq, nearest = (quantize(model, image, method, 3, 4, rounds=10, coe=100.0).table().set_index("name").error
                     for method in ("erq", "repq"))
     assert (erq <= nearest * 1.001).mean() > 0.95 and erq.mean() < 0.8 * nearest.mean()
+
+
+@torch.no_grad()
+def test_no_two_methods_give_the_same_weights(tiny, image):
+    model, weights = tiny(embed_dim=8, **SMALL), {}
+    for method in METHODS:
+        found = quantize(model, image, method, 4, 4, scope="backbone", rounds=3)
+        weights[method] = found.model.backbone.layers[0].blocks[0].mlp.fc1.weight
+    for one, other in itertools.combinations(METHODS, 2):
+        assert not torch.equal(weights[one], weights[other]), (one, other)
+
+
+def test_the_options_that_are_published(tiny, image):
+    options = quantize(tiny(**SMALL), image, "repq", scope="backbone").model.quantization["options"]
+    assert (options["image_bits"], options["merge"], options["vector_strength"]) == (8, True, None)
+
+
+def test_the_first_images_set_the_ranges_if_so_told(tiny, image):
+    louder = ImageBatch.of(3 * image.images)
+    scales = []
+    for images, number in (([image], 2), ([image, louder], 1), ([image, louder], 2)):
+        found = quantize(tiny(**SMALL), images, "nearest", scope="backbone", calibration_images=number)
+        scales.append(getattr(found.model.backbone.patch_embed.proj, INPUT).scale.item())
+    assert scales[0] == scales[1] < 0.8 * scales[2]
+
+
+def test_levels_and_windows_are_passed_on(tiny, image, monkeypatch):
+    called = []
+    monkeypatch.setattr(module, "calibrate_levels", lambda *a: called.append("levels") or calibrate_levels(*a))
+    monkeypatch.setattr(module, "reparameterize", lambda *a: called.append(a[2]) or reparameterize(*a))
+    for levels, windows in (("all", "released"), ("first", "exact")):
+        quantize(tiny(**SMALL), image, "repq", levels=levels, windows=windows)
+    assert called == ["levels", "released", "exact"]
 
 
 def test_the_backbone_alone(tiny, image):
