@@ -76,6 +76,10 @@ def test_wrong_arguments_are_one_line(some, tmp_path):
 
 def test_jobs_without_training_stand_under_their_paper():
     lines = plan(paper="erq2024")
-    assert len(lines) == 21 and {line["paper"] for line in lines} == {"erq2024"}
-    assert {line["bits"] for line in lines} == {"W3A4", "W4A4", "W5A5"}
-    assert len({line["network"] for line in lines}) == 7
+    assert {line["paper"] for line in lines} == {"erq2024"}
+    imagenet, coco = ([line for line in lines if line["table"] == table] for table in ("", "COCO"))
+    assert len(imagenet) == 21 and {line["bits"] for line in imagenet} == {"W3A4", "W4A4", "W5A5"}
+    assert len({line["network"] for line in imagenet}) == 7
+    assert len(coco) == 12 and {(line["method"], line["bits"]) for line in coco} == {
+        ("erq", "W4A4"), ("repq", "W4A4"), ("repq", "W6A6")}  # fmt: skip
+    assert coco[0]["run"] == coco[0]["file"].removeprefix("erq_coco_") and len({e["network"] for e in coco}) == 4

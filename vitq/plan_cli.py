@@ -39,7 +39,7 @@ def run(given: argparse.Namespace) -> int:
     files = [entry for entry in lines if entry["file"]]
     done = sum(entry["status"] == "done" for entry in files)
     print(f"{len(files)} runs, {done} done; estimated {hours:.0f} GPU hours on one A100 80 GB, {disk:.0f} GB of disk")
-    if missing := sum(bool(entry["table"]) and not entry[COSTS[0]] for entry in files):
+    if missing := sum(bool(entry["epochs"]) and not entry[COSTS[0]] for entry in files):
         print(f"{missing} without an estimate: vitq plan --estimate counts them")
     return 0
 
@@ -111,11 +111,16 @@ def _other_jobs(folder: Path, like: dict[str, str]) -> list[dict[str, str]]:
         job = given.get("job", {})
         bits = f"W{job['weight_bits']}A{job['act_bits']}" if "weight_bits" in job else ""
         lines.append(dict.fromkeys(like, "") | {
-            "paper": _long_name(file.stem.partition("_")[0]), "run": file.stem.partition("_imagenet_")[2] or file.stem,
-            "file": file.stem, "network": job.get("network", ""), "method": ", ".join(job.get("methods", [])),
+            "paper": _long_name(file.stem.partition("_")[0]), "run": _run_name(file.stem),
+            "table": "COCO" if "_coco_" in file.stem else "", "file": file.stem, "network": job.get("network", ""), "method": ", ".join(job.get("methods", [])),
             "bits": bits, "seeds": str(len(given.get("seeds", []))), "status": "not run",
             "reason": "no training run; its notebook says what it costs"})  # fmt: skip
     return lines
+
+
+def _run_name(stem: str) -> str:
+    """The file's name without paper and data set."""
+    return stem.partition("_imagenet_")[2] or stem.partition("_coco_")[2] or stem
 
 
 def _long_name(short: str) -> str:

@@ -15,6 +15,24 @@ def imagenet_folder(tmp_path_factory, draw_folder):
     return draw_folder(tmp_path_factory.mktemp("imagenet"), (8, 8), (4, 4), size=(72, 96), grow=0)
 
 
+@pytest.fixture(scope="session")
+def coco_folder(tmp_path_factory):
+    """COCO's layout with four generated images and as many for training; the annotations begin with the last image."""
+    import json
+
+    from vitq.detection import make_shapes
+
+    root = tmp_path_factory.mktemp("coco")
+    for split, seed in (("val2017", 8), ("train2017", 9)):
+        made = make_shapes(root / split, 4, seed=seed, size=96)
+        content = json.loads(made.file.read_text())
+        made.file.unlink()
+        content["images"].reverse()
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
 class FullRun:
     """The notebook of the full runs as a process of its own, started on a smoke file and killed while it trains."""
 

@@ -46,12 +46,13 @@ def test_parameters_are_those_of_the_notebook(file):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", SMOKE, ids=lambda file: file.stem)
-def test_smoke_run_writes_a_whole_record_and_no_result(file, tmp_path, imagenet_folder, monkeypatch):
+def test_smoke_run_writes_a_whole_record_and_no_result(file, tmp_path, imagenet_folder, coco_folder, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path, before = notebook_of(file), results()
     known = declared(path)
     values = {"record": str(tmp_path / "record.json")} if "record" in known else {}
-    values |= {"data_path": str(imagenet_folder)} if "data_path" in known else {}
+    data = coco_folder if path.stem == "coco" else imagenet_folder
+    values |= {"data_path": str(data)} if "data_path" in known else {}
     values |= {"out": str(tmp_path / "run")} if "out" in known else {}
     result = run_notebook(path, out=tmp_path / path.name, params_file=file, params=values)
     assert results() == before, "a smoke run must not touch what the book shows"
