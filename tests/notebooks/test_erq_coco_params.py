@@ -192,6 +192,7 @@ def test_records_carry_the_published_value_and_the_reason(tmp_path):
     assert {(claims.loc[claim, "model"], claim) for claim in coco_job.CLAIMS.values()} == set(coco_job.CLAIMS.items())
 
 
+@pytest.mark.slow
 def test_a_published_checkpoint_runs_from_end_to_end(folder_of_80, tmp_path, published_file):
     job = dataclasses.replace(coco_job.read("erq_coco_mask_swin_t_w4a4_repq")[0], long=64, short=48, images=1)
     bench, reason = coco_report.open_bench(job, "smoke", str(folder_of_80), str(published_file), "cpu", 2)
