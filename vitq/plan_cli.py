@@ -112,8 +112,9 @@ def _other_jobs(folder: Path, like: dict[str, str]) -> list[dict[str, str]]:
         bits = f"W{job['weight_bits']}A{job['act_bits']}" if "weight_bits" in job else ""
         lines.append(dict.fromkeys(like, "") | {
             "paper": _long_name(file.stem.partition("_")[0]), "run": _run_name(file.stem),
-            "table": "COCO" if "_coco_" in file.stem else "", "file": file.stem, "network": job.get("network", ""), "method": ", ".join(job.get("methods", [])),
-            "bits": bits, "seeds": str(len(given.get("seeds", []))), "status": "not run",
+            "table": "COCO" if "_coco_" in file.stem else "", "file": file.stem, "network": job.get("network", ""),
+            "method": ", ".join(job.get("methods", [])), "bits": bits, "seeds": str(len(given.get("seeds", []))),
+            "status": "not run",
             "reason": "no training run; its notebook says what it costs"})  # fmt: skip
     return lines
 
