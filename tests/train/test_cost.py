@@ -147,3 +147,9 @@ def test_list_of_runs(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(InputError, match="markers|needs the lines"):
         plan.with_table("no table here", [], "nagel2022")
+
+
+def test_freezing_does_not_change_the_kernels_that_are_counted():
+    entry = {"name": "freezing", "threshold": 0.02, "final": 0.01, "momentum": 0.5, "begin": 0.0}
+    assert cost._without_frozen(entry) == entry | {"threshold": 1.0, "final": None}
+    assert cost._without_frozen({"name": "tracking", "momentum": 0.5}) == {"name": "tracking", "momentum": 0.5}
