@@ -6,7 +6,6 @@ CSV. At the end the rate at which one core reads JPEG files is printed (`bench_r
 """
 
 import argparse
-import csv
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Callable
 import bench_reading
 import timm
 import torch
+from bench_report import write_table
 from torch import nn
 
 import vitq
@@ -116,10 +116,7 @@ def main() -> int:
         verdict = "within" if float(row["measured"]) <= row["bound"] else "EXCEEDS"
         print(f"{row['figure']:<38} {row['measured']:>7}  {verdict} {row['bound']}  {row['step (ms)']:>6}")
     if options.out:
-        with open(options.out, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(options.out, rows)
     bench_reading.main([])
     return int(any(float(row["measured"]) > row["bound"] for row in rows))
 

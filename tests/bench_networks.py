@@ -6,13 +6,13 @@ shows instead where the time of the two steps goes. There is no bar here; `bench
 """
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable
 
 import bench
 import timm
 import torch
+from bench_report import write_table
 
 import vitq
 from vitq import environment
@@ -78,10 +78,7 @@ def main() -> int:
         table.append(measured(network, given.batch, given.rounds))
         print("  ".join(f"{name}: {value}" for name, value in table[-1].items()), flush=True)
         if given.out:  # after each network, since all of them take minutes
-            with open(given.out, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(table)
+            write_table(given.out, table)
     return 0
 
 

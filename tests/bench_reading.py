@@ -5,7 +5,6 @@ one thread. `--out FILE` writes the table of the book, with the cores that keep 
 """
 
 import argparse
-import csv
 import dataclasses
 import io
 import itertools
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bench_report import write_table
 from PIL import Image
 
 from vitq import data, environment
@@ -98,10 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("  ".join(f"{name}: {value}" if number else f"{value:<40}"
                         for number, (name, value) in enumerate(row.items())))
     if given.out:
-        with open(given.out, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(table)
+        write_table(given.out, table)
     return 0
 
 

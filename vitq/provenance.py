@@ -122,10 +122,7 @@ def note_weights(file: Path) -> None:
 
 def report(modules: list[str], data: dict[str, str] | None = None, workers_peak_mb: float = 0.0,
            earlier_seconds: float = 0.0) -> None:
-    """Note what child processes imported and read, and the sum of their peak memories in MB.
-
-    `earlier_seconds` is the wall time of work that was found finished: time that this process did not take.
-    """
+    """Note what child processes imported and read, their peak memories in MB, wall time of work found finished."""
     global _workers_peak_mb, _earlier_seconds
     _earlier_seconds += earlier_seconds
     _reported.update(modules)
