@@ -16,6 +16,26 @@ def imagenet_folder(tmp_path_factory, draw_folder):
 
 
 @pytest.fixture(scope="session")
+def shown_outputs():
+    """All outputs of a committed notebook as JSON, after a look at the parameter files that it says it showed."""
+    import hashlib
+    import json
+
+    import nbformat
+    from contents import ROOT
+
+    def read(path, stages=lambda row: [row]):
+        notebook = nbformat.read(path, as_version=4)
+        facts = notebook.metadata.vitq
+        for name in stages(facts["parameters"]["row"]):
+            file = ROOT / "notebooks" / "params" / "full" / f"{name}.yml"
+            assert facts["data"][name] == hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        return json.dumps([cell.get("outputs", []) for cell in notebook.cells])
+
+    return read
+
+
+@pytest.fixture(scope="session")
 def coco_folder(tmp_path_factory):
     """COCO's layout with four generated images and as many for training; the annotations begin with the last image."""
     import json
